@@ -1,0 +1,76 @@
+"""Intarsia cuts a captured PyTorch graph into pieces and gives each to the compiler that suits it.
+
+Importing this package imports no torch: what needs torch is loaded on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from intarsia.errors import (
+    CaptureError,
+    CompileFailed,
+    CompileRejected,
+    ConfigError,
+    ContractError,
+    IntarsiaError,
+    MetadataError,
+    PluginError,
+    ShapeError,
+    SplitError,
+    UnsupportedTorchError,
+)
+
+if TYPE_CHECKING:
+    from intarsia.api import Compiled, compile, load, record, reports, step
+    from intarsia.interfaces import API_VERSION
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "API_VERSION",
+    "CaptureError",
+    "CompileFailed",
+    "CompileRejected",
+    "Compiled",
+    "ConfigError",
+    "ContractError",
+    "IntarsiaError",
+    "MetadataError",
+    "PluginError",
+    "ShapeError",
+    "SplitError",
+    "UnsupportedTorchError",
+    "__version__",
+    "compile",
+    "load",
+    "record",
+    "reports",
+    "step",
+]
+
+_LAZY = {
+    "API_VERSION": "intarsia.interfaces",
+    "Compiled": "intarsia.api",
+    "compile": "intarsia.api",
+    "load": "intarsia.api",
+    "record": "intarsia.api",
+    "reports": "intarsia.api",
+    "step": "intarsia.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use, so that importing the package stays cheap."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_LAZY[name]), name)
+    # From now on the name is found without coming here.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
