@@ -1,0 +1,514 @@
+"""The only module that touches names torch does not promise to keep.
+
+Each private name is reached through a function here, and has a probe in `PROBES`, which
+`intarsia doctor` runs. Supported torch: 2.11 to 2.15. Everything is imported inside the functions: the
+Dynamo and Inductor imports cost seconds, and a warm start must not pay them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+from attrs import field, frozen
+
+from intarsia.errors import UnsupportedTorchError
+from intarsia.interfaces import Decision
+
+OLDEST, NEWEST = (2, 11), (2, 15)
+
+set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
+"""Switch grad mode without the context manager's cost (about 2 us); callers restore it themselves."""
+
+
+def torch_version() -> tuple[int, int]:
+    """Return torch's (major, minor)."""
+    found = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    assert found is not None
+    return int(found[1]), int(found[2])
+
+
+def require_supported_torch() -> None:
+    """Refuse a torch outside the supported range.
+
+    Raises:
+        UnsupportedTorchError: before anything is compiled.
+    """
+    version = torch_version()
+    if not OLDEST <= version <= NEWEST:
+        raise UnsupportedTorchError(
+            f"torch {torch.__version__} is not supported",
+            why=f"intarsia is made for torch {OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}",
+            next_step="Install a torch in that range.",
+            subject=torch.__version__,
+        )
+
+
+# ------------------------------------------------------------------------------------------ capture
+
+
+@frozen
+class FrameCapture:
+    """What Dynamo says of one traced call.
+
+    Attributes:
+        module: the graph, or None where no tensor operation was traced.
+        example_inputs: what the graph was traced with (fake tensors, SymInts).
+        fake_mode: the mode of the fakes; its shape_env holds the guards on sizes.
+        function: the Python function that was traced (the model's forward, with its decorators).
+        root: the object it was bound to, or None.
+        guards: `(source, kind)` of everything that tracing read.
+        codes: the code objects that tracing went through.
+        rebuild: `(graph function) -> callable` that takes the frame's own arguments, calls the graph
+            function on the graph's inputs, and rebuilds the frame's result from what that returns.
+    """
+
+    module: torch.fx.GraphModule | None
+    example_inputs: tuple[Any, ...]
+    fake_mode: Any
+    function: FunctionType
+    root: Any
+    guards: tuple[tuple[str, str], ...]
+    codes: tuple[CodeType, ...]
+    rebuild: Callable[[Callable[..., Any]], Callable[..., Any]]
+    f_globals: Mapping[str, Any] = field(factory=dict)
+
+
+@contextlib.contextmanager
+def capture_settings() -> Iterator[None]:
+    """Set what tracing needs, and put everything back.
+
+    Size-oblivious symbols start at 0 and get no guard from torch's own 0/1 checks; automatic dynamic
+    shapes would make the graph depend on what was traced earlier in the process.
+    """
+    import torch._dynamo.config
+    import torch.fx.experimental._config as fx_config
+
+    with (
+        torch._dynamo.config.patch(
+            automatic_dynamic_shapes=False,
+            assume_static_by_default=True,
+            specialize_int=True,
+            specialize_float=True,
+            capture_scalar_outputs=True,
+            capture_dynamic_output_shape_ops=True,
+            side_effect_replay_policy="silent",
+            recompile_limit=1 << 20,
+            accumulated_recompile_limit=1 << 20,
+        ),
+        fx_config.patch(backed_size_oblivious=True),
+    ):
+        yield
+
+
+def capture_frame(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FrameCapture:
+    """Trace one call of a model or function as a single graph, without running it.
+
+    Source: `torch._dynamo.convert_frame.fullgraph_capture`, the common front of export and AOT compile;
+    the same shape in torch 2.11 to 2.15.
+    """
+    from torch._dynamo.convert_frame import fullgraph_capture, get_traced_fn
+    from torch._dynamo.utils import dynamo_timed, get_metrics_context
+
+    with capture_settings(), get_metrics_context(), dynamo_timed("intarsia_capture"):
+        out = fullgraph_capture(model, args, kwargs)
+    function, root = get_traced_fn(model)
+    captured = out.graph_capture_output
+    backend = out.backend_input
+
+    def rebuild(graph_function: Callable[..., Any]) -> Callable[..., Any]:
+        made = out.forward_callable(
+            compiled_fn=graph_function, extra_globals=dict(captured.f_globals)
+        )
+        if root is None:
+            return made  # type: ignore[no-any-return]
+        return lambda *a, **k: made(root, *a, **k)
+
+    return FrameCapture(
+        module=None if backend is None else backend.graph_module,
+        example_inputs=() if backend is None else tuple(backend.example_inputs),
+        fake_mode=None if backend is None else backend.fake_mode,
+        function=function,
+        root=root,
+        guards=tuple(_guard_entry(guard) for guard in captured.output_graph.guards),
+        codes=tuple(captured.traced_code or ()),
+        rebuild=rebuild,
+        f_globals=captured.f_globals,
+    )
+
+
+def _guard_entry(guard: Any) -> tuple[str, str]:
+    name = guard.name if isinstance(guard.name, str) else guard.name()
+    make = guard.create_fn
+    kind = getattr(make, "__name__", None) or getattr(getattr(make, "func", None), "__name__", "")
+    return name, str(kind)
+
+
+def placeholder_source(node: torch.fx.Node) -> str:
+    """Return Dynamo's source of a graph input ("L['ids']"), or "" where it has none."""
+    argument = node.meta.get("grapharg")
+    source = getattr(argument, "source", None) or node.meta.get("_dynamo_source")
+    if source is None:
+        return ""
+    name = source.name
+    return name if isinstance(name, str) else str(name())
+
+
+def is_static_placeholder(node: torch.fx.Node) -> bool:
+    """Say whether Dynamo passes a parameter or buffer through this placeholder."""
+    value = node.meta.get("example_value")
+    tags = node.meta.get("tensor_dict") or {}
+    return isinstance(value, torch.nn.Parameter) or "_dynamo_static_input_type" in tags
+
+
+def mark_dynamic(tensor: torch.Tensor, dim: int) -> None:
+    """Ask tracing to make a dimension symbolic, without complaint where it has to fix it."""
+    import torch._dynamo
+
+    torch._dynamo.maybe_mark_dynamic(tensor, dim)
+
+
+def mark_static(tensor: torch.Tensor) -> None:
+    """Ask tracing to keep every dimension as it is."""
+    import torch._dynamo
+
+    torch._dynamo.mark_static(tensor)
+
+
+_DYNAMO_MARKS = (
+    "_dynamo_weak_dynamic_indices",
+    "_dynamo_dynamic_indices",
+    "_dynamo_static_indices",
+    "_dynamo_unbacked_indices",
+    "_dynamo_dynamic_range",
+)
+
+
+@contextlib.contextmanager
+def marks_restored(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Put Dynamo's marks on the caller's tensors back as they were."""
+    saved = [{m: getattr(t, m) for m in _DYNAMO_MARKS if hasattr(t, m)} for t in tensors]
+    copies = [{m: set(v) if isinstance(v, set) else v for m, v in s.items()} for s in saved]
+    for tensor in tensors:
+        for mark in _DYNAMO_MARKS:
+            if hasattr(tensor, mark):
+                delattr(tensor, mark)
+    try:
+        yield
+    finally:
+        for tensor, before in zip(tensors, copies, strict=True):
+            for mark in _DYNAMO_MARKS:
+                if hasattr(tensor, mark):
+                    delattr(tensor, mark)
+                if mark in before:
+                    setattr(tensor, mark, before[mark])
+
+
+# ----------------------------------------------------------------------------------- symbolic shapes
+
+
+@frozen
+class ShapeGuard:
+    """A condition on sizes that tracing relied on, and where in the source it came from."""
+
+    expression: Any
+    where: str
+
+
+def shape_guards(shape_env: Any) -> list[ShapeGuard]:
+    """Return the conditions on symbols that tracing added."""
+    return [
+        ShapeGuard(g.expr, _location(getattr(g, "sloc", None))) for g in (shape_env.guards or ())
+    ]
+
+
+def _location(sloc: Any) -> str:
+    user = str(getattr(sloc, "maybe_user_loc", "") or "")
+    return user or str(sloc or "")
+
+
+def symbol_range(shape_env: Any, symbol: Any) -> tuple[int, int | None]:
+    """Return a symbol's (lowest, highest or None for no bound)."""
+    found = shape_env.var_to_range.get(symbol)
+    if found is None:
+        return 0, None
+    low, high = found.lower, found.upper
+    return int(low), int(high) if high.is_Integer else None
+
+
+def replacements(shape_env: Any) -> dict[Any, Any]:
+    """Return what tracing found symbols to be equal to: a number or another expression."""
+    return dict(shape_env.replacements)
+
+
+def hint_of(shape_env: Any, symbol: Any) -> int | None:
+    """Return the size that a symbol had in the example."""
+    values = getattr(shape_env, "backed_var_to_val", None)
+    if values is None:
+        values = shape_env.var_to_val
+    value = values.get(symbol)
+    return None if value is None else int(value)
+
+
+def expression_of(value: Any) -> Any:
+    """Return the sympy expression of a SymInt, or the int itself."""
+    return value.node.expr if isinstance(value, torch.SymInt) else value
+
+
+def bounds_of(expression: Any, box: Mapping[Any, tuple[int, int]]) -> Any:
+    """Return torch's interval answer for an expression over a box: a ValueRanges."""
+    from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+
+    return bound_sympy(expression, {s: ValueRanges(lo, hi) for s, (lo, hi) in box.items()})
+
+
+def new_fake_mode() -> Any:
+    """Return a FakeTensorMode with an empty ShapeEnv of its own."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+
+def is_fake(value: Any) -> bool:
+    """Say whether a value is a fake tensor."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(value, FakeTensor)
+
+
+def new_symbol(fake_mode: Any, name: str, low: int, high: int, hint: int) -> torch.SymInt:
+    """Return a SymInt for a new symbol of a range, with a hint inside it."""
+    import sympy
+    from torch._dynamo.source import ConstantSource
+    from torch.fx.experimental.symbolic_shapes import DimDynamic
+    from torch.utils._sympy.numbers import int_oo
+    from torch.utils._sympy.value_ranges import ValueRanges
+
+    env = fake_mode.shape_env
+    source = ConstantSource(f"__intarsia_{name}")
+    symbol = env.create_symbol(
+        hint,
+        source=source,
+        dynamic_dim=DimDynamic.DYNAMIC,
+        constraint_dim=None,
+        do_not_specialize_zero_one=True,
+    )
+    assert isinstance(symbol, sympy.Symbol), symbol
+    upper = int_oo if high >= UNBOUNDED else high
+    env.var_to_range[symbol] = ValueRanges(low, upper)
+    result = env.create_symintnode(symbol, hint=hint, source=source)
+    assert isinstance(result, torch.SymInt)
+    return result
+
+
+UNBOUNDED = (1 << 63) - 1
+"""The upper end of a range without one."""
+
+
+def symint(fake_mode: Any, expression: Any, hint: int) -> Any:
+    """Return a SymInt for an expression over existing symbols, or an int where it is a number."""
+    if getattr(expression, "is_Integer", False) or isinstance(expression, int):
+        return int(expression)
+    return fake_mode.shape_env.create_symintnode(expression, hint=hint)
+
+
+def parse_expression(text: str, symbols: Mapping[str, Any]) -> Any:
+    """Parse an expression that `str` printed of torch's sympy (FloorDiv, Mod, Max...) back."""
+    import sympy
+    import torch.utils._sympy.functions as functions
+
+    names: dict[str, Any] = {
+        n: getattr(functions, n) for n in dir(functions) if n[:1].isupper() or n.startswith("Py")
+    }
+    names.update(symbols)
+    return sympy.sympify(text, locals=names)
+
+
+# ------------------------------------------------------------------------------------- graphs and ops
+
+
+def operation_name(target: Any) -> str | None:
+    """Return "ns::op.overload" or "ns::op" of a torch operator, None for anything else."""
+    if isinstance(target, torch._ops.OpOverload):
+        return f"{target.namespace}::{target._schema.name.split('::')[1]}.{target._overloadname}"
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return str(target._qualified_op_name)
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return f"higher_order::{target.name()}"
+    return None
+
+
+def is_operator(target: Any) -> bool:
+    """Say whether a target is an operator or operator packet."""
+    return isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket)
+
+
+def is_higher_order(target: Any) -> bool:
+    """Say whether a target is a higher-order operator, which takes graphs as arguments."""
+    return isinstance(target, torch._ops.HigherOrderOperator)
+
+
+def higher_order_by_name(name: str) -> Any:
+    """Return the higher-order operator of a name, or None."""
+    return getattr(torch.ops.higher_order, name, None)
+
+
+def packet_overloads(packet: Any) -> list[Any]:
+    """Return the overloads of an operator packet."""
+    return [getattr(packet, name) for name in packet.overloads()]
+
+
+def is_invoke_subgraph(node: torch.fx.Node) -> bool:
+    """Say whether a node calls a region that `nested_compile_region` made."""
+    return node.op == "call_function" and operation_name(node.target) in (
+        "higher_order::invoke_subgraph",
+    )
+
+
+# ------------------------------------------------------------------------------------------- inductor
+
+
+@frozen
+class InductorOutcome:
+    """What Inductor made of a piece: the artifact's callable, and the cheaper call where it is safe."""
+
+    callable: Callable[..., Any]
+    boxed: Callable[[list[Any]], Any] | None
+    serialize: Callable[[], bytes] | None
+
+
+def inductor_compile(
+    module: torch.fx.GraphModule,
+    inputs: Sequence[Any],
+    fake_mode: Any,
+    config_patches: Mapping[str, Any],
+    *,
+    serializable: bool,
+    direct: bool,
+) -> InductorOutcome:
+    """Compile a piece with `torch._inductor.standalone_compile`.
+
+    `direct` asks for the compiled graph's own call, without AOTAutograd's run-time wrappers; it is only
+    given where Inductor's graph returns exactly the piece's outputs. The output nodes of `module` must
+    carry a fake tensor of `fake_mode`: that is how "from_graph" finds the mode.
+    """
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.standalone_compile import standalone_compile
+
+    made: list[tuple[Any, int]] = []
+
+    def inner_compile(inner: Any, inner_inputs: Any, **keywords: Any) -> Any:
+        compiled = compile_fx_inner(inner, inner_inputs, **keywords)
+        made.append((compiled, _output_count(inner)))
+        return compiled
+
+    compile_options: dict[str, Any] = {"config_patches": dict(config_patches)}
+    if direct:
+        compile_options["inner_compile"] = inner_compile
+    artifact = standalone_compile(
+        module, inputs, dynamic_shapes="from_graph", options=compile_options, aot=serializable
+    )
+    boxed = None
+    if len(made) == 1 and made[0][1] == _output_count(module):
+        boxed = getattr(made[0][0], "current_callable", None)
+    return InductorOutcome(
+        callable=artifact,
+        boxed=boxed,
+        serialize=artifact.serialize if serializable else None,
+    )
+
+
+def _output_count(module: torch.fx.GraphModule) -> int:
+    values = module.graph.output_node().args[0]
+    return len(values) if isinstance(values, tuple | list) else 1
+
+
+def inductor_load(data: bytes) -> Callable[..., Any]:
+    """Restore what `InductorOutcome.serialize` wrote."""
+    from torch._inductor.standalone_compile import AOTCompiledArtifact
+
+    loaded: Callable[..., Any] = AOTCompiledArtifact.deserialize(data)
+    return loaded
+
+
+def inductor_options() -> frozenset[str]:
+    """Return the names of Inductor's own settings."""
+    import torch._inductor.config as inductor_config
+
+    return frozenset(inductor_config.get_config_copy())
+
+
+# --------------------------------------------------------------------------------------------- events
+
+
+def trace_artifact(name: str, payload: str, encoding: str = "string") -> None:
+    """Write a `trace_structured` artifact, which tlparse shows; free when tracing is off."""
+    from torch._logging import trace_structured
+
+    trace_structured(
+        "artifact",
+        metadata_fn=lambda: {"name": name, "encoding": encoding},
+        payload_fn=lambda: payload,
+    )
+
+
+# --------------------------------------------------------------------------------------------- probes
+
+
+def _probe(path: str) -> Callable[[], Decision]:
+    def run() -> Decision:
+        import importlib
+
+        module, _, name = path.partition(":")
+        value: Any = importlib.import_module(module)
+        for part in name.split("."):
+            value = getattr(value, part)
+        return Decision(True, path)
+
+    return run
+
+
+PROBES: Mapping[str, Callable[[], Decision]] = {
+    path: _probe(path)
+    for path in (
+        "torch._C:_set_grad_enabled",
+        "torch._dynamo.convert_frame:fullgraph_capture",
+        "torch._dynamo.convert_frame:get_traced_fn",
+        "torch._dynamo.utils:get_metrics_context",
+        "torch._dynamo.utils:dynamo_timed",
+        "torch._dynamo.config:side_effect_replay_policy",
+        "torch._dynamo:maybe_mark_dynamic",
+        "torch._dynamo.source:ConstantSource",
+        "torch.fx.experimental._config:backed_size_oblivious",
+        "torch.fx.experimental.symbolic_shapes:ShapeEnv.create_symbol",
+        "torch.fx.experimental.symbolic_shapes:DimDynamic",
+        "torch._subclasses.fake_tensor:FakeTensorMode",
+        "torch.utils._sympy.value_ranges:bound_sympy",
+        "torch.utils._sympy.functions:FloorDiv",
+        "torch._inductor.standalone_compile:standalone_compile",
+        "torch._inductor.standalone_compile:AOTCompiledArtifact.serialize",
+        "torch._inductor.compile_fx:compile_fx_inner",
+        "torch._inductor.config:get_config_copy",
+        "torch._ops:OpOverload",
+        "torch._ops:OpOverloadPacket",
+        "torch._ops:HigherOrderOperator",
+        "torch._logging:trace_structured",
+    )
+}
+"""Private name -> probe; each answers, or raises what the missing name raises."""
+
+
+def run_probes() -> dict[str, Decision]:
+    """Try every private name; a failure becomes a Decision with its reason."""
+    answers: dict[str, Decision] = {}
+    for name, probe in PROBES.items():
+        try:
+            answers[name] = probe()
+        except Exception as error:  # a probe reports whatever went wrong
+            answers[name] = Decision(False, f"{type(error).__name__}: {error}")
+    return answers
