@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import importlib_metadata
 from attrs import frozen
@@ -43,12 +44,8 @@ def plugin_entries(path: Iterable[str] | None = None) -> tuple[PluginEntry, ...]
         path: the folders to look in; None: `sys.path`.
     """
     found: dict[tuple[str, str, str], PluginEntry] = {}
-    distributions = (
-        importlib_metadata.distributions()
-        if path is None
-        else importlib_metadata.distributions(path=list(path))
-    )
-    for distribution in distributions:
+    where = {} if path is None else {"path": list(path)}
+    for distribution in importlib_metadata.distributions(**where):
         for entry in _entries(distribution):
             key = (normalized(entry.distribution), entry.version, entry.name)
             found.setdefault(key, entry)
@@ -60,7 +57,7 @@ def normalized(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def _entries(distribution: importlib_metadata.Distribution) -> Iterator[PluginEntry]:
+def _entries(distribution: Any) -> Iterator[PluginEntry]:
     text = distribution.read_text("entry_points.txt")
     section = _SECTION.search(text) if text else None
     if not text or section is None:
@@ -77,7 +74,7 @@ def _entries(distribution: importlib_metadata.Distribution) -> Iterator[PluginEn
             yield PluginEntry(key.strip(), value.split("[")[0].strip(), name, version, location)
 
 
-def _name_and_version(distribution: importlib_metadata.Distribution) -> tuple[str, str]:
+def _name_and_version(distribution: Any) -> tuple[str, str]:
     text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
     header: dict[str, str] = {}
     for line in text.splitlines():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -47,6 +46,8 @@ class Kind:
 
 def toml_value(text: str, otherwise: Any) -> Any:
     """Return the text read as one TOML value, or `otherwise` where it is not TOML."""
+    import tomllib  # 3 ms that only variables and files need; listing plugins should be fast
+
     try:
         table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -193,7 +194,9 @@ def _items(value: Any) -> Iterable[Any]:
 
 def _names(value: Any, trusted: bool) -> tuple[str, ...]:
     # One name for a list of one is what everybody tries first.
-    return tuple(_name(item, trusted) for item in ([value] if isinstance(value, str) else _items(value)))
+    return tuple(
+        _name(item, trusted) for item in ([value] if isinstance(value, str) else _items(value))
+    )
 
 
 def _rules(value: Any, trusted: bool) -> tuple[Any, ...]:
@@ -278,4 +281,9 @@ ENDPOINTS = Kind(
 )
 RANGES = Kind("a table: symbol = [lowest, highest]", _ranges, read_pairs)
 BOXES = Kind("a list of tables: symbol = [lowest, highest]", _boxes)
-OPTIONS = Kind("a table for each compiler or pass: name = { option = value }", _options, read_options, "options")
+OPTIONS = Kind(
+    "a table for each compiler or pass: name = { option = value }",
+    _options,
+    read_options,
+    "options",
+)

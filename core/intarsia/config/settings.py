@@ -107,12 +107,13 @@ class Plugins(_Settings):
     """Which plugins load."""
 
     block: tuple[str, ...] = setting(
-        kinds.NAMES, (), "Plugins that are never imported.", '["acme"]'
+        kinds.NAMES, (), "Plugins that are never imported, by name or by distribution.", '["acme"]'
     )
     allow: tuple[str, ...] | None = setting(
         kinds.NAMES,
         None,
-        "If given, only these plugins load, besides the built-in ones; each must load.",
+        "If given, only these plugins load besides the built-in ones, by name or by distribution; one "
+        "that is missing or broken is an error.",
         '["acme"]',
     )
     prefer: Mapping[str, str] = setting(
@@ -140,7 +141,10 @@ class Passes(_Settings):
         kinds.NAMES, (), "Passes that never run.", '["acme-fuse-norm"]'
     )
     limit: int | None = setting(
-        kinds.COUNT, None, "Run only the first so many passes; for finding the one that breaks.", "3"
+        kinds.COUNT,
+        None,
+        "Run only the first so many passes; for finding the one that breaks.",
+        "3",
     )
 
 
@@ -155,9 +159,7 @@ class PieceMatch(_Settings):
     module: str | None = setting(
         kinds.NAME, None, "A module class or path glob that the piece comes from.", '"layers.*.mlp"'
     )
-    device: str | None = setting(
-        kinds.NAME, None, "A device type that the piece uses.", '"cuda"'
-    )
+    device: str | None = setting(kinds.NAME, None, "A device type that the piece uses.", '"cuda"')
     min_nodes: int | None = setting(
         kinds.COUNT, None, "The piece has at least so many operations.", "10"
     )
@@ -190,7 +192,9 @@ def _member(attribute: Any, key: str, value: Any, trusted: bool) -> Any:
     try:
         return kind.parse(value, trusted)
     except Invalid as problem:
-        raise Invalid(f'"{key}": {problem if str(problem) else f"expected {kind.expected}, got {value!r}"}') from None
+        raise Invalid(
+            f'"{key}": {problem if str(problem) else f"expected {kind.expected}, got {value!r}"}'
+        ) from None
 
 
 def _spell(name: str, trusted: bool) -> str:
@@ -202,7 +206,9 @@ class Route(_Settings):
     """Which compilers a piece goes to; the first route that matches a piece wins."""
 
     piece: PieceMatch = setting(
-        Kind("a table of conditions", _parse_match), PieceMatch(), "The pieces that the route is for."
+        Kind("a table of conditions", _parse_match),
+        PieceMatch(),
+        "The pieces that the route is for.",
     )
     compilers: tuple[str, ...] = setting(
         kinds.NAMES, (), "The compilers to try, in order.", '["acme", "inductor"]'
@@ -316,7 +322,10 @@ class Config(_Settings):
     )
     passes: Passes = setting(_table(Passes), Passes(), "Which graph passes run.")
     pass_manager: str | None = setting(
-        kinds.NAME, None, "The pass manager. Not set: the platform's, else the built-in one.", '"acme"'
+        kinds.NAME,
+        None,
+        "The pass manager. Not set: the platform's, else the built-in one.",
+        '"acme"',
     )
     plugins: Plugins = setting(_table(Plugins), Plugins(), "Which plugins load.")
     strict: bool = setting(
@@ -351,9 +360,13 @@ class Config(_Settings):
         kinds.FLAG, False, "Prefer choices that give the same result bit for bit on every run."
     )
     max_tasks_warning: int = setting(
-        kinds.COUNT, 64, "Warn, with the table, where more (piece, box) tasks are planned than this."
+        kinds.COUNT,
+        64,
+        "Warn, with the table, where more (piece, box) tasks are planned than this.",
     )
-    name: str | None = setting(kinds.TEXT, None, "What reports and logs call the model.", '"decoder"')
+    name: str | None = setting(
+        kinds.TEXT, None, "What reports and logs call the model.", '"decoder"'
+    )
     dump: str | None = setting(
         kinds.PATH, None, "A folder that graphs, plans and generated code are written to.", '"dump"'
     )

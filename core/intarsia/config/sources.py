@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,6 +98,8 @@ def _file_layers(given: Path | None, environ: Mapping[str, str], search: bool) -
 
 
 def _load(file: Path) -> dict[str, Any]:
+    import tomllib  # 3 ms that only files need; listing plugins should be fast
+
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as problem:
