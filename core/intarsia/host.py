@@ -315,12 +315,17 @@ class Host:
         named = self.config.config.platform
         if named != "auto":
             return self.platform(named)
-        fitting = [spec for spec in self.platforms() if device_type in (None, spec.device_type)]
-        decisions = [(spec, self.availability(spec)) for spec in fitting]
+        decisions = [(spec, self.availability(spec)) for spec in self._platforms_for(device_type)]
         usable = [spec for spec, decision in decisions if decision]
         arguments = {"device_type": device_type, "available": usable, "config": self.config}
         chosen = self._first_answer("intarsia_choose_platform", arguments)
         return self.platform(chosen) if chosen is not None else _best(device_type, decisions, self)
+
+    def _platforms_for(self, device_type: str | None) -> Iterator[PlatformSpec]:
+        """Yield the platforms for a device type (None: all); a clash among them raises."""
+        for name, claims in self._loaded.found[PLATFORM.word].items():
+            if any(device_type in (None, claim.record.device_type) for claim in claims):
+                yield self._component(PLATFORM, name).record
 
     def choose_compiler(
         self, piece: PieceView, platform: PlatformSpec, available: Sequence[CompilerSpec]

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 
 from attrs import evolve, field, fields, frozen
 
-from intarsia.config.kinds import Invalid, Kind
-from intarsia.config.settings import Config, default_of, kind_of, unknown
+from intarsia.config.kinds import Invalid
+from intarsia.config.settings import Config, default_of, key_in_file, kind_of, unknown
 from intarsia.errors import ConfigError
 
 __all__ = ["Layer", "Level", "ResolvedConfig", "Source"]
@@ -48,9 +48,9 @@ class Source:
         """Whether Python objects and "module:name" strings are accepted."""
         return self.level not in (Level.FILE, Level.ENVIRONMENT)
 
-    def spell(self, name: str) -> str:
-        """Return a key the way it is written here: kebab-case in files, snake_case in code."""
-        return name.replace("_", "-") if self.level is Level.FILE else name
+    def key(self, attribute: Any) -> str:
+        """Return a setting's key the way it is written here: kebab-case in files, snake_case in code."""
+        return key_in_file(attribute) if self.level is Level.FILE else str(attribute.name)
 
 
 @frozen(slots=False)
@@ -73,7 +73,7 @@ def read_table(data: Any, source: Source) -> Layer:
 def _walk(
     data: Any, cls: type, table: Path, source: Source
 ) -> Iterable[tuple[Path, tuple[Any, str]]]:
-    known = {source.spell(item.name): item for item in fields(cls)}
+    known = {source.key(item): item for item in fields(cls)}
     for key, value in data.items():
         attribute = known.get(key)
         if attribute is None:
@@ -81,21 +81,22 @@ def _walk(
         if value is None:
             continue  # only code can say None, and there it means: not set
         path = (*table, attribute.name)
-        yield from _spread(kind_of(attribute), path, value, source)
+        yield from _spread(attribute, path, value, source)
 
 
 def _spread(
-    kind: Kind, path: Path, value: Any, source: Source
+    attribute: Any, path: Path, value: Any, source: Source
 ) -> Iterable[tuple[Path, tuple[Any, str]]]:
     """Yield one entry, or one for each key where the value is a table that merges key by key."""
+    kind = kind_of(attribute)
     if isinstance(kind.table, type):
         if isinstance(value, kind.table):
             value = changed(value)
         if not isinstance(value, Mapping):
-            raise wrong(kind, path, value, source)
+            raise wrong(attribute, path, value, source)
         yield from _walk(value, kind.table, path, source)
         return
-    parsed = parse(kind, path, value, source)
+    parsed = parse(attribute, path, value, source)
     origin = source.place(path[:-1])
     if kind.table != "options":
         yield path, (parsed, origin)
@@ -105,25 +106,26 @@ def _spread(
             yield (*path, name, option), (item, source.place((*path, name)))
 
 
-def parse(kind: Kind, path: Path, value: Any, source: Source) -> Any:
+def parse(attribute: Any, path: Path, value: Any, source: Source) -> Any:
     """Return the value in canonical form.
 
     Raises:
         ConfigError: it does not fit.
     """
+    kind = kind_of(attribute)
     if kind.code_only and not source.trusted:
-        raise wrong(kind, path, value, source, why="it can be given from Python only")
+        raise wrong(attribute, path, value, source, why="it can be given from Python only")
     try:
         return kind.parse(value, source.trusted)
     except Invalid as problem:
-        raise wrong(kind, path, value, source, why=str(problem)) from None
+        raise wrong(attribute, path, value, source, why=str(problem)) from None
 
 
-def wrong(kind: Kind, path: Path, value: Any, source: Source, why: str = "") -> ConfigError:
+def wrong(attribute: Any, path: Path, value: Any, source: Source, why: str = "") -> ConfigError:
     """Return the error for a value that does not fit."""
     return ConfigError(
-        f'wrong value for "{source.spell(path[-1])}" in {source.place(path[:-1])}',
-        why=why or f"expected {kind.expected}, got {value!r}",
+        f'wrong value for "{source.key(attribute)}" in {source.place(path[:-1])}',
+        why=why or f"expected {kind_of(attribute).expected}, got {value!r}",
         subject=spelled(path),
     )
 

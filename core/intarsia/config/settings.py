@@ -14,9 +14,17 @@ from intarsia.errors import ConfigError
 __all__ = ["Config", "Passes", "PieceMatch", "Plugins", "Route"]
 
 
-def setting(kind: Kind, default: Any, doc: str, example: str = "") -> Any:
-    """Return the attrs field of one setting; `example` is its right-hand side in TOML."""
-    metadata = {"kind": kind, "doc": doc, "example": example}
+def setting(kind: Kind, default: Any, doc: str, example: str = "", in_file: str = "") -> Any:
+    """Return the attrs field of one setting.
+
+    Args:
+        kind: what it takes.
+        default: its default.
+        doc: what it means, for the reference.
+        example: a value as it is written in TOML.
+        in_file: its key in files, where that is not its name in kebab-case.
+    """
+    metadata = {"kind": kind, "doc": doc, "example": example, "in_file": in_file}
     if isinstance(default, dict):
         return field(factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -26,6 +34,11 @@ def kind_of(attribute: Any) -> Kind:
     """Return the kind of a setting's attrs field."""
     kind: Kind = attribute.metadata["kind"]
     return kind
+
+
+def key_in_file(attribute: Any) -> str:
+    """Return a setting's key as files have it."""
+    return str(attribute.metadata["in_file"] or attribute.name.replace("_", "-"))
 
 
 def default_of(attribute: Any) -> Any:
@@ -178,11 +191,13 @@ def _checked_keys(value: Any, cls: type, trusted: bool) -> dict[str, Any]:
     """Check a table inside a list, where the reader of files does not go, and return it in snake_case."""
     if not isinstance(value, Mapping):
         raise Invalid
-    known = {_spell(item.name, trusted): item for item in fields(cls)}
+    known = {item.name if trusted else key_in_file(item): item for item in fields(cls)}
     parsed = {}
     for key, item in value.items():
         if key not in known:
             raise Invalid(str(unknown("key", str(key), "the table", list(known))))
+        if item is None:
+            continue  # only code can say None, and there it means: not set
         parsed[known[key].name] = _member(known[key], key, item, trusted)
     return parsed
 
@@ -195,10 +210,6 @@ def _member(attribute: Any, key: str, value: Any, trusted: bool) -> Any:
         raise Invalid(
             f'"{key}": {problem if str(problem) else f"expected {kind.expected}, got {value!r}"}'
         ) from None
-
-
-def _spell(name: str, trusted: bool) -> str:
-    return name if trusted else name.replace("_", "-")
 
 
 @frozen(kw_only=True, slots=False)
@@ -258,6 +269,7 @@ class Config(_Settings):
         (),
         "Compilers for particular pieces, written as `[[route]]` tables; the first match wins.",
         '[{ piece = { contains = "aten::_scaled_mm" }, compilers = ["acme"] }]',
+        in_file="route",
     )
     split_at: tuple[Any, ...] = setting(
         kinds.RULES,
