@@ -100,9 +100,7 @@ def check_hooks(registry: Registry, plugin: object) -> None:
             continue
         hook = (marked and marked["specname"]) or name
         if hook not in HOOKS:
-            raise PluginError(
-                f'unknown hook "{hook}"', next_step=nearest(hook, HOOKS), subject=hook
-            )
+            raise PluginError(f'unknown hook "{hook}"; {nearest(hook, HOOKS)}', subject=hook)
         if marked and (marked["wrapper"] or marked["hookwrapper"]):
             raise PluginError(f'hook "{hook}" is a wrapper', why="wrappers are not supported")
         _check_parameters(hook, value)
@@ -116,7 +114,6 @@ def _check_parameters(hook: str, function: Any) -> None:
         )
         if name not in HOOKS[hook] and not optional:
             raise PluginError(
-                f'hook "{hook}" has an unknown parameter "{name}"',
-                next_step=nearest(name, HOOKS[hook]),
+                f'hook "{hook}" has an unknown parameter "{name}"; {nearest(name, HOOKS[hook])}',
                 subject=hook,
             )
