@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -21,3 +23,12 @@ def _fresh_dynamo() -> None:
 
         torch._dynamo.reset()
         torch.manual_seed(0)
+
+
+@pytest.fixture
+def toys(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Install the toy compilers of `tests/plugins` for one test and return their module."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent / "plugins"))
+    module = import_module("intarsia_tests_toys")
+    module.REQUESTS.clear()
+    return module
