@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
+
+from intarsia.config import ResolvedConfig
+from intarsia.entry_points import plugin_entries
+from intarsia.host import Host
+from intarsia.plugin_manifest import check_manifest
 
 GOOD = """
     from intarsia.interfaces import CompilerSpec
@@ -42,3 +49,13 @@ def write_good(site: Path, name: str, distribution: str | None = None) -> None:
         {name: f"{name}_plugin"},
         {f"{name}_plugin": GOOD.format(name=name)},
     )
+
+
+def host_in_child(
+    config: ResolvedConfig, expected: Mapping[str, Mapping[str, str]], paths: list[str]
+) -> list[str]:
+    """Make a host from what another process sent; return the names of its compilers."""
+    sys.path[:0] = paths
+    host = Host(config, entries=plugin_entries(paths))
+    check_manifest(host, expected)
+    return [compiler.name for compiler in host.compilers()]

@@ -79,7 +79,7 @@ def _name_and_version(distribution: Any) -> tuple[str, str]:
     header: dict[str, str] = {}
     for line in text.splitlines():
         if not line:
-            break
+            break  # the description follows, and may have lines that look like headers
         key, _, value = line.partition(":")
-        header.setdefault(key.lower(), value.strip())
+        header[key.lower()] = value.strip()
     return header.get("name", "unknown"), header.get("version", "unknown")

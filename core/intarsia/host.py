@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from intarsia.config import ResolvedConfig, load_config
 from intarsia.config.settings import unknown
@@ -55,7 +55,6 @@ _BECAME = {
     "incompatible": "is incompatible",
     "shadowed": "is shadowed",
 }
-T = TypeVar("T")
 
 
 class Host:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,8 +32,9 @@ from intarsia.interfaces import (
     SplitRuleSpec,
     StoreSpec,
 )
+from intarsia.plugin_manifest import check_manifest, manifest
 
-from tests.toys import write_distribution, write_good
+from tests.toys import host_in_child, write_distribution, write_good
 
 MakeHost = Callable[..., Host]
 
@@ -210,7 +213,7 @@ def test_broken_plugin_that_was_asked_for_raises_from_its_own_error(
 
 
 def test_plugin_that_fails_in_a_late_hook_leaves_nothing_behind(
-    site: Path, make_host: MakeHost
+    site: Path, make_host: MakeHost, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = """
         from intarsia.interfaces import CompilerSpec
@@ -225,7 +228,9 @@ def test_plugin_that_fails_in_a_late_hook_leaves_nothing_behind(
     write_distribution(site, "half-dist", {"half": "half_plugin"}, {"half_plugin": source})
     host = make_host()
     assert host.compilers() == ()
+    caplog.clear()
     host.emit(Event("done", "m"))
+    assert caplog.records == []
 
 
 def test_interrupt_is_not_swallowed(site: Path, make_host: MakeHost) -> None:
@@ -576,6 +581,39 @@ def test_record_defaults_are_safe() -> None:
     # A compiler that claims nothing is asked for nothing.
     assert spec("x").capabilities == Capabilities()
     assert not Capabilities().dynamic_shapes
+
+
+# Other processes
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_child_process_has_the_same_plugins_or_names_the_difference(
+    site: Path, make_host: MakeHost, method: str
+) -> None:
+    write_good(site, "acme")
+    host = make_host(boxes={"t": [4]})
+    paths = [str(site)]
+    context = multiprocessing.get_context(method)
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        same = pool.submit(host_in_child, host.config, manifest(host), paths)
+        assert same.result(60) == ["acme"]
+        other = {"gone": {"distribution": "gone-dist", "version": "3"}} | manifest(host)
+        other["acme"] = other["acme"] | {"version": "0.9"}
+        wrong = pool.submit(host_in_child, host.config, other, paths)
+        with pytest.raises(PluginError) as caught:
+            wrong.result(60)
+    assert 'plugin "acme" (intarsia-acme 0.9) is version 1.0 here' in str(caught.value)
+    assert 'plugin "gone" (gone-dist 3) is not installed here' in str(caught.value)
+
+
+def test_plugin_that_is_blocked_or_broken_here_is_a_difference(
+    site: Path, make_host: MakeHost
+) -> None:
+    write_good(site, "acme")
+    expected = manifest(make_host())
+    with pytest.raises(PluginError, match='"acme" .* is blocked here: named by plugins.block'):
+        check_manifest(make_host(plugins={"block": ["acme"]}), expected)
+    check_manifest(make_host(), {})
 
 
 # Imports
