@@ -85,15 +85,15 @@ def compare_call(
     torch.manual_seed(1)
     with torch.no_grad():
         expected = reference(*other_args, **other_kwargs)
-    assert_same(actual, _detached(expected), scale=scale, where=f"output at {where}")
+    assert_same(actual, detached(expected), scale=scale, where=f"output at {where}")
     assert_same(
         (args, kwargs), (other_args, other_kwargs), scale=scale, where=f"arguments at {where}"
     )
     assert_same(state(model), state(reference), scale=scale, where=f"state at {where}")
 
 
-def _detached(value: Any) -> Any:
-    # Eager returns a weight as it is, which requires grad; what intarsia returns never does.
+def detached(value: Any) -> Any:
+    """Detach every tensor: eager returns a weight as it is, which requires grad."""
     return torch.utils._pytree.tree_map(
         lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, value
     )

@@ -31,4 +31,5 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent / "plugins"))
     module = import_module("intarsia_tests_toys")
     module.REQUESTS.clear()
+    module.RUNS.clear()
     return module

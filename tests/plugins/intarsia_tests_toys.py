@@ -25,6 +25,9 @@ intarsia_api_version = (1, 0)
 REQUESTS: list[CompileRequest] = []
 """What the toy compilers were given since the fixture cleared it."""
 
+RUNS: list[tuple[str, dict[str, tuple[int, int]]]] = []
+"""The name and box of every piece that a toy ran since the fixture cleared it."""
+
 _POINTWISE = {
     "torch.sigmoid", "aten::sigmoid.default", ".sigmoid",
     "operator.mul", "operator.add", "torch.mul", "torch.add",
@@ -43,7 +46,13 @@ class Toy:
     def compile(self, request: CompileRequest) -> CompileResult:
         REQUESTS.append(request)
         self.check(request)
-        return CompileResult(request.graph.forward)
+        name, box, forward = request.name, dict(request.box), request.graph.forward
+
+        def run(*inputs: Any) -> Any:
+            RUNS.append((name, box))
+            return forward(*inputs)
+
+        return CompileResult(run)
 
     def check(self, request: CompileRequest) -> None:
         pass
