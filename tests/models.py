@@ -129,15 +129,22 @@ TOLERANCE: dict[torch.dtype, tuple[float, float]] = {
 
 
 def clone(value: Any) -> Any:
-    """Return a copy in which every tensor is its own; tensors that are one object stay one."""
+    """Return a deep copy in which tensors share memory where they did, and with the same strides."""
+    storages: dict[int, torch.UntypedStorage] = {}
     copies: dict[int, Tensor] = {}
 
     def copy(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        return copies.setdefault(id(leaf), leaf.detach().clone())
+        if id(leaf) not in copies:
+            old = leaf.untyped_storage()
+            new = storages.setdefault(old._cdata, old.clone())
+            empty = torch.empty(0, dtype=leaf.dtype, device=leaf.device)
+            copies[id(leaf)] = empty.set_(new, leaf.storage_offset(), leaf.shape, leaf.stride())
+        return copies[id(leaf)]
 
-    return pytree.tree_map(copy, value)
+    with torch.no_grad():
+        return pytree.tree_map(copy, value)
 
 
 def assert_same(actual: Any, expected: Any, *, scale: float = 1.0, where: str = "output") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -18,13 +19,25 @@ Outcome = tuple[list[Any], list[Any]]
 """What a piece returned, and its inputs afterwards."""
 
 
-def compile_and_run(data: bytes, compiler: str, inputs: list[Any]) -> Outcome:
+def compile_and_run(data: bytes, compiler: str, inputs: bytes) -> bytes:
     """Restore a request, compile it and run it once. Called in the spawned process."""
     spec = Host().compiler(compiler)
     request = CompileRequest.from_bytes(data)
     options = {name: option.default for name, option in spec.options.items()}
     made = resolve_reference(spec.factory)(options, None).compile(request)
-    return run(made.callable, inputs)
+    return packed(run(made.callable, unpacked(inputs)))
+
+
+def packed(value: Any) -> bytes:
+    """Return values as bytes that keep which tensors share memory; plain pickle does not."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def unpacked(data: bytes) -> Any:
+    """Restore what `packed` wrote."""
+    return torch.load(io.BytesIO(data), weights_only=False)
 
 
 def run(function: Any, inputs: list[Any]) -> Outcome:
