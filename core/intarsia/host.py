@@ -283,9 +283,15 @@ class Host:
             name.replace("-", "_"): option for name, option in record.options.items()
         }
         chosen = self.config.config.options.get(record.name, {}) if given is None else given
-        for name, value in chosen.items():
+        if "*" in known:  # the component checks the names that it does not list itself
+            listed = {name: value for name, value in chosen.items() if name in known}
+            free = {name: value for name, value in chosen.items() if name not in known}
+        else:
+            listed, free = dict(chosen), {}
+        for name, value in listed.items():
             self._check_option(record.name, name, value, known)
-        return {name: chosen.get(name, option.default) for name, option in known.items()}
+        defaults = {name: option.default for name, option in known.items() if name != "*"}
+        return {**defaults, **listed, **free}
 
     def _check_option(self, owner: str, name: str, value: Any, known: Mapping[str, Option]) -> None:
         place = f'options of "{owner}" ({self.config.origin(f"options.{owner}.{name}")})'

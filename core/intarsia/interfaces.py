@@ -293,7 +293,8 @@ class CompilerSpec:
         dtypes: dtypes it takes ("float32", ...); empty means any.
         form: what it wants to be given.
         factory: `(options, device) -> Compiler`, called once per (process, options, device).
-        options: option name -> Option.
+        options: option name -> Option; the name "*" takes options that are not listed, which the factory
+            checks itself.
         available: whether it can be used on this machine.
         supports: `(OpView) -> Decision` for split-by-support without building the compiler; None: ask
             the compiler itself.

@@ -63,6 +63,7 @@ class FrameCapture:
         root: the object it was bound to, or None.
         guards: `(source, kind)` of everything that tracing read.
         codes: the code objects that tracing went through.
+        sources: Dynamo's source of each graph input ("L['ids']", "L['ids'].size()[0]").
         rebuild: `(graph function) -> callable` that takes the frame's own arguments, calls the graph
             function on the graph's inputs, and rebuilds the frame's result from what that returns.
     """
@@ -74,6 +75,7 @@ class FrameCapture:
     root: Any
     guards: tuple[tuple[str, str], ...]
     codes: tuple[CodeType, ...]
+    sources: tuple[str, ...]
     rebuild: Callable[[Callable[..., Any]], Callable[..., Any]]
     f_globals: Mapping[str, Any] = field(factory=dict)
 
@@ -136,26 +138,35 @@ def capture_frame(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         root=root,
         guards=tuple(_guard_entry(guard) for guard in captured.output_graph.guards),
         codes=tuple(captured.traced_code or ()),
+        sources=_input_sources(captured, backend),
         rebuild=rebuild,
         f_globals=captured.f_globals,
     )
 
 
+def _input_sources(captured: Any, backend: Any) -> tuple[str, ...]:
+    if backend is None:
+        return ()
+    known = captured.output_graph.export_metadata.graph_input_idx_to_local_source
+    count = sum(node.op == "placeholder" for node in backend.graph_module.graph.nodes)
+    return tuple(source_name(known[i]) if i in known else "" for i in range(count))
+
+
+def source_name(source: Any) -> str:
+    """Return a Dynamo source as Python text; a method in older torch, a property in newer."""
+    return source.name if isinstance(source.name, str) else str(source.name())
+
+
+def symbol_of_size(shape_env: Any, source: str, dim: int) -> Any:
+    """Return the sympy symbol that tracing made for a dimension of an input, or None."""
+    return shape_env.source_to_var.get(f"{source}.size()[{dim}]")
+
+
 def _guard_entry(guard: Any) -> tuple[str, str]:
-    name = guard.name if isinstance(guard.name, str) else guard.name()
+    name = source_name(guard)
     make = guard.create_fn
     kind = getattr(make, "__name__", None) or getattr(getattr(make, "func", None), "__name__", "")
     return name, str(kind)
-
-
-def placeholder_source(node: torch.fx.Node) -> str:
-    """Return Dynamo's source of a graph input ("L['ids']"), or "" where it has none."""
-    argument = node.meta.get("grapharg")
-    source = getattr(argument, "source", None) or node.meta.get("_dynamo_source")
-    if source is None:
-        return ""
-    name = source.name
-    return name if isinstance(name, str) else str(name())
 
 
 def is_static_placeholder(node: torch.fx.Node) -> bool:
@@ -211,19 +222,133 @@ def marks_restored(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
 # ----------------------------------------------------------------------------------- symbolic shapes
 
 
+def all_symbols(shape_env: Any) -> list[Any]:
+    """Return every symbol that tracing made."""
+    return list(shape_env.var_to_range)
+
+
+def is_unbacked(symbol: Any) -> bool:
+    """Say whether a symbol's value depends on data (`.item()`, `nonzero`) and not on a shape."""
+    from torch.utils._sympy.symbol import SymT, symbol_is_type
+
+    return symbol_is_type(symbol, (SymT.UNBACKED_INT, SymT.UNBACKED_FLOAT))
+
+
+def equal(left: Any, right: Any) -> Any:
+    """Return the condition that two expressions are equal."""
+    import sympy
+
+    return sympy.Eq(left, right)
+
+
+def integer(value: int) -> Any:
+    """Return sympy's integer."""
+    import sympy
+
+    return sympy.Integer(value)
+
+
+def readable(expression: Any, names: Mapping[Any, str]) -> str:
+    """Return an expression as Python-like text with the symbols' names."""
+    import sympy
+
+    renamed = expression.xreplace({s: sympy.Symbol(n) for s, n in names.items()})
+    relations = {"Eq": "==", "Ne": "!="}
+    kind = relations.get(type(renamed).__name__.replace("Equality", "Eq").replace("Unequality", "Ne"))
+    if kind is not None:
+        return f"{renamed.args[0]} {kind} {renamed.args[1]}"
+    return str(renamed)
+
+
+def python_source(expression: Any, names: Mapping[Any, str]) -> str:
+    """Return Python source that computes an integer expression of torch's sympy."""
+    from torch.utils._sympy.printers import PythonPrinter
+
+    renamed = expression.xreplace({s: type(s)(n, **s.assumptions0) for s, n in names.items()})
+    return str(PythonPrinter().doprint(renamed))
+
+
+def free_names(size: str) -> list[str]:
+    """Return the symbols in a size expression as text."""
+    if size.isidentifier():
+        return [size]
+    parsed = parse_expression(size, {})
+    return sorted(str(s) for s in parsed.free_symbols)
+
+
+def size_source(size: str, variables: Mapping[str, str]) -> str:
+    """Return Python source for a size expression as text, with each symbol's variable."""
+    parsed = parse_expression(size, {})
+    return python_source(parsed, {s: variables[str(s)] for s in parsed.free_symbols})
+
+
+def is_contiguous(value: torch.Tensor) -> bool:
+    """Say whether a fake tensor is contiguous for every size, not only for the example's."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    expected: Any = 1
+    for size, stride in zip(reversed(value.shape), reversed(value.stride()), strict=True):
+        if not statically_known_true(stride == expected) and not statically_known_true(size == 1):
+            return False
+        expected = expected * size
+    return True
+
+
+def __getattr__(name: str) -> Any:
+    # Sympy is imported by torch anyway, but only when symbolic shapes are: not on `import torch`.
+    import sympy
+
+    if name == "TRUE":
+        return sympy.true
+    if name == "FALSE":
+        return sympy.false
+    raise AttributeError(name)
+
+
+def is_capture_failure(error: BaseException) -> bool:
+    """Say whether an error is tracing's own verdict on the model, and not a defect elsewhere."""
+    from torch._dynamo.exc import TorchDynamoException
+    from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
+
+    return isinstance(error, TorchDynamoException | ConstraintViolationError)
+
+
+def capture_failure(error: BaseException) -> str:
+    """Return why tracing gave up, with the user's source line where Dynamo knows it."""
+    text = str(getattr(error, "msg", "") or error).strip()
+    reason = " ".join(line.strip() for line in text.splitlines()[:6] if line.strip())
+    stack = getattr(error, "real_stack", None)
+    if not stack:
+        return reason
+    frame = stack[-1]
+    return f"{reason} ({frame.filename}:{frame.lineno}: {(frame.line or '').strip()})"
+
+
 @frozen
 class ShapeGuard:
-    """A condition on sizes that tracing relied on, and where in the source it came from."""
+    """A condition on sizes that tracing relied on, and where in the source it came from.
+
+    `in_python` says whether the model's own Python decided on it, rather than one of torch's operators.
+    """
 
     expression: Any
     where: str
+    in_python: bool
 
 
 def shape_guards(shape_env: Any) -> list[ShapeGuard]:
     """Return the conditions on symbols that tracing added."""
     return [
-        ShapeGuard(g.expr, _location(getattr(g, "sloc", None))) for g in (shape_env.guards or ())
+        ShapeGuard(g.expr, _location(g.sloc), _is_python_branch(g.sloc))
+        for g in (shape_env.guards or ())
     ]
+
+
+def _is_python_branch(sloc: Any) -> bool:
+    # Dynamo evaluates the conditions of `if` and friends in its variables; an operator's own checks
+    # come from fake kernels.
+    frame = getattr(sloc, "framework_loc", None)
+    return "_dynamo/variables" in str(getattr(frame, "filename", frame)).replace("\\", "/")
 
 
 def _location(sloc: Any) -> str:
@@ -272,6 +397,13 @@ def new_fake_mode() -> Any:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+
+def storage_id(value: torch.Tensor) -> int:
+    """Return what tensors of one storage share, for fake tensors too; unique where there is no storage."""
+    if value.layout != torch.strided:
+        return -id(value)
+    return int(value.untyped_storage()._cdata)
 
 
 def is_fake(value: Any) -> bool:
@@ -325,6 +457,8 @@ def parse_expression(text: str, symbols: Mapping[str, Any]) -> Any:
     names: dict[str, Any] = {
         n: getattr(functions, n) for n in dir(functions) if n[:1].isupper() or n.startswith("Py")
     }
+    for name in re.findall(r"[A-Za-z_]\w*", text):  # "N" and "E" mean other things to sympy
+        names.setdefault(name, sympy.Symbol(name, integer=True))
     names.update(symbols)
     return sympy.sympify(text, locals=names)
 
@@ -346,6 +480,23 @@ def operation_name(target: Any) -> str | None:
 def is_operator(target: Any) -> bool:
     """Say whether a target is an operator or operator packet."""
     return isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket)
+
+
+def operator_module(target: Any) -> str | None:
+    """Return the Python module that defined a custom operator, or None where torch does not know."""
+    overload = target
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        overload = getattr(target, target.overloads()[0])
+    name = overload._schema.name
+    return _definition_module(name)
+
+
+def _definition_module(name: str) -> str | None:
+    from torch._library.custom_ops import OPDEFS
+
+    found = OPDEFS.get(name)
+    function = getattr(found, "_init_fn", None)
+    return getattr(function, "__module__", None)
 
 
 def is_higher_order(target: Any) -> bool:
@@ -446,6 +597,13 @@ def inductor_options() -> frozenset[str]:
 # --------------------------------------------------------------------------------------------- events
 
 
+def is_tracing() -> bool:
+    """Say whether somebody collects `trace_structured` artifacts."""
+    from torch._logging._internal import trace_log
+
+    return bool(trace_log.handlers)
+
+
 def trace_artifact(name: str, payload: str, encoding: str = "string") -> None:
     """Write a `trace_structured` artifact, which tlparse shows; free when tracing is off."""
     from torch._logging import trace_structured
@@ -494,10 +652,15 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch._inductor.standalone_compile:AOTCompiledArtifact.serialize",
         "torch._inductor.compile_fx:compile_fx_inner",
         "torch._inductor.config:get_config_copy",
+        "torch.utils._sympy.symbol:symbol_is_type",
+        "torch.utils._sympy.printers:PythonPrinter",
+        "torch._dynamo.exc:TorchDynamoException",
         "torch._ops:OpOverload",
         "torch._ops:OpOverloadPacket",
         "torch._ops:HigherOrderOperator",
+        "torch._library.custom_ops:OPDEFS",
         "torch._logging:trace_structured",
+        "torch._logging._internal:trace_log",
     )
 }
 """Private name -> probe; each answers, or raises what the missing name raises."""

@@ -60,7 +60,7 @@ def storage_classes(values: Sequence[Any]) -> list[int | None]:
     groups: dict[int, list[int]] = {}
     for index, value in enumerate(values):
         if isinstance(value, torch.Tensor) and value.layout == torch.strided:
-            groups.setdefault(value.untyped_storage()._cdata, []).append(index)
+            groups.setdefault(torch_compat.storage_id(value), []).append(index)
     classes: list[int | None] = [None] * len(values)
     shared = [members for members in groups.values() if len(members) > 1]
     for number, members in enumerate(shared):

@@ -1,0 +1,338 @@
+"""The front door: `intarsia.compile`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from intarsia import torch_compat
+from intarsia.capture import nodes
+from intarsia.capture.conditions import check_box
+from intarsia.capture.dynamic import Dynamic, named_dims
+from intarsia.capture.graph import Graph
+from intarsia.capture.trace import bind_call, capture, describe
+from intarsia.compile.boxes import PlannedBox
+from intarsia.compile.routes import check_names
+from intarsia.compile.signature import size_of
+from intarsia.compile.tasks import Outcome, Scheduler
+from intarsia.compiled import Compiled, Engine
+from intarsia.config import Config, ResolvedConfig, load_config
+from intarsia.errors import CaptureError, ShapeError
+from intarsia.host import Host
+from intarsia.interfaces import ConfigChange, Event, PlatformSpec
+from intarsia.jit import reports
+from intarsia.pipeline import Pipeline, SplitGraph, device_of
+from intarsia.references import resolve_reference
+from intarsia.report import dump as dumping
+from intarsia.report.events import EventStream
+from intarsia.report.explain import as_json, build_report, explain, piece_source, with_counters
+from intarsia.runtime.bound import BoundBox, Dispatcher, Plan, weights_of
+from intarsia.runtime.contract import NoSymbol, tensor_contracts, write_entry
+from intarsia.runtime.uncovered import Uncovered, check_pad
+from intarsia.split.canonical import written_storages
+
+__all__ = ["Compiled", "compile", "reports"]
+
+_SERIAL = itertools.count(1)
+
+
+def compile(
+    model: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic: Dynamic | None = None,
+    config: ResolvedConfig | Config | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    dump: str | os.PathLike[str] | None = None,
+    on_event: Callable[[Event], None] | Iterable[Callable[[Event], None]] = (),
+    host: Host | None = None,
+    **overrides: Any,
+) -> Compiled:
+    """Capture a model as one graph, cut it into pieces, compile every piece, and return a callable.
+
+    This is a phase: nothing compiles later. It is inference: the model is captured and called under
+    `no_grad`, and an input that requires grad is refused while grad is enabled.
+
+    Args:
+        model: a module, a function or a bound method.
+        args, kwargs: an example call. Nothing runs on it; only shapes, dtypes and Python values matter.
+        dynamic: argument name (or path, "past.layers[0].keys") -> {dimension: symbol name}. The ranges
+            and sizes of the symbols come from config (`boxes`, `sizes`, `dynamic_ranges`).
+        config: a settings file, or settings; None reads no file unless INTARSIA_CONFIG names one.
+        name: what logs, reports and dumps call the model; None: its class.
+        dump: a folder to write graphs, pieces and generated code to.
+        on_event: called with every event: a progress bar, a supervisor that extends its deadline.
+        host: plugins that are already loaded; None loads them.
+        overrides: settings in snake_case, which win over everything: `compilers=["eager"]`.
+
+    Raises:
+        ConfigError: a setting is wrong, or names something that does not exist.
+        PluginError: a plugin that was asked for cannot be used.
+        CaptureError: the model cannot be captured as one graph.
+        ShapeError: a requested box is not contained in what the graph is valid for.
+        SplitError: a split rule cannot be followed.
+        CompileFailed: no compiler could compile a piece.
+        UnsupportedTorchError: this torch is outside the supported range.
+    """
+    torch_compat.require_supported_torch()
+    extra = {"name": name, "dump": None if dump is None else os.fspath(dump)}
+    resolved = load_config(config, **overrides, **extra)
+    listeners = (on_event,) if callable(on_event) else tuple(on_event)
+    title = resolved.config.name or f"{describe(model)}-{next(_SERIAL)}"
+    job = _Job(model, tuple(args), dict(kwargs or {}), dynamic or {}, resolved, host, title, listeners)
+    return job.run()
+
+
+class _Job:
+    """One call of `compile`, step by step."""
+
+    def __init__(
+        self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Dynamic,
+        resolved: ResolvedConfig, host: Host | None, name: str, listeners: tuple[Any, ...],
+    ) -> None:  # fmt: skip
+        self.model = model
+        self.args = args
+        self.kwargs = kwargs
+        self.dynamic = dynamic
+        self.name = name
+        self.host = host if host is not None else Host(resolved)
+        self.events = EventStream(name, (*listeners, self.host.emit))
+        self.platform, self.device_type, self.device = self._place(resolved)
+        self.changes: tuple[tuple[str, ConfigChange], ...] = ()
+        self.resolved = self._effective(resolved)
+        check_names(self.resolved.config, self.host)
+        self.pipeline = Pipeline(
+            self.resolved, self.host, self.platform, self.events, self.device, name
+        )
+        self.call = bind_call(model, args, kwargs)
+        self.named = {
+            (str(d.path), d.dim): d.name for d in named_dims(self.dynamic, self.call.values)
+        }
+
+    @property
+    def config(self) -> Config:
+        return self.resolved.config
+
+    # -- settings
+
+    def _place(self, resolved: ResolvedConfig) -> tuple[PlatformSpec, str, int | None]:
+        tensors = [v for v in _tensors(self.args, self.kwargs)]
+        if isinstance(self.model, torch.nn.Module):
+            tensors += [*self.model.parameters(), *self.model.buffers()]
+        kind, index = device_of(tensors)
+        platform = self.host.choose_platform(kind or "cpu")
+        return platform, kind or platform.device_type, index
+
+    def _effective(self, resolved: ResolvedConfig) -> ResolvedConfig:
+        defaults = dict(self.platform.config_defaults)
+        if defaults:
+            resolved = resolved.with_layer(defaults, f"platform {self.platform.name}")
+        traits = resolve_reference(self.platform.traits, owner=f"platform {self.platform.name}")
+        answer = traits(self.device) if traits is not None else {}
+        resolved, self.changes = self.host.adjust_config(answer, resolved)
+        return resolved
+
+    # -- capture
+
+    def run(self) -> Compiled:
+        main = self._capture({})
+        self._refuse_fixed(main)
+        splits: dict[tuple[tuple[str, int], ...], SplitGraph] = {}
+        splits[()] = self.pipeline.split(main, {})
+        parts: list[tuple[PlannedBox, SplitGraph]] = []
+        for planned, fixed in self.pipeline.boxes(main, self._capture):
+            key = tuple(sorted(fixed.items()))
+            if key not in splits:
+                graph = self._capture(fixed)
+                splits[key] = self.pipeline.split(graph, fixed)
+            if fixed:
+                check_box(splits[key].graph, planned.box)
+            parts.append((planned, splits[key]))
+        scheduler = Scheduler(
+            self.host, self.resolved, self.events, self.device_type, self.device
+        )
+        outcomes = self.pipeline.compile(parts, scheduler)
+        return self._bind(parts, outcomes, list(splits.values()), scheduler)
+
+    def _capture(self, fixed: Mapping[str, int]) -> Graph:
+        ranges = {n: (low, high) for n, (low, high) in self.config.dynamic_ranges.items()}
+        with self.events.phase("capture"):
+            return capture(
+                self.model, self.args, self.kwargs, dynamic=self.dynamic, ranges=ranges, fixed=fixed
+            )
+
+    def _refuse_fixed(self, graph: Graph) -> None:
+        """Refuse a dimension that was named dynamic and that tracing nevertheless fixed."""
+        for name in dict.fromkeys(self.named.values()):
+            symbol = graph.symbols.get(name)
+            asked = self.config.dynamic_ranges.get(name)
+            if symbol is not None and (symbol.low != symbol.high or asked == (symbol.low, symbol.low)):
+                continue
+            if symbol is None and not _is_used(graph, name, self.named):
+                continue
+            reasons = [c.where for c in graph.conditions if _fixes(graph, c, name)]
+            raise ShapeError(
+                f'the symbol "{name}" cannot be dynamic',
+                why=f"tracing fixed it to one size at {reasons[0]}" if reasons else
+                "tracing fixed it to the example's size",
+                next_step="Leave it out of dynamic, or take the loop or branch over it out of the model.",
+                subject=name,
+            )  # fmt: skip
+
+    # -- bind
+
+    def _bind(
+        self, parts: Sequence[tuple[PlannedBox, SplitGraph]],
+        outcomes: Sequence[Mapping[int, Outcome]], splits: Sequence[SplitGraph],
+        scheduler: Scheduler,
+    ) -> Compiled:  # fmt: skip
+        with self.events.phase("bind"):
+            graphs = [s.graph for s in splits]
+            main = graphs[0]
+            assert main.arguments is not None
+            mutated = {p for g in graphs for p in _mutated_arguments(g)}
+            tensors = tensor_contracts(graphs, mutated, self.named)
+            symbols = tuple(n for n, s in main.symbols.items() if s.dispatch and n in _used(tensors))
+            try:
+                entry = write_entry(main.arguments, tensors, symbols,
+                                    by_value=self.config.check == "values")  # fmt: skip
+            except NoSymbol as error:
+                raise CaptureError(f'the size "{error}" cannot be read from an argument') from error
+            padded = self._padded(graphs)
+            plans = {
+                id(s): self.pipeline.plan(
+                    s, arguments=entry.tensors, roots=entry.roots, symbols=symbols,
+                    model=self.model, padded=padded,
+                )
+                for s in splits
+            }  # fmt: skip
+            boxes = [
+                self.pipeline.bound(planned, plans[id(split)], made, weights_of(split.graph))
+                for (planned, split), made in zip(parts, outcomes, strict=True)
+            ]
+        engine = self._engine(entry, tensors, symbols, padded, boxes, parts, outcomes, splits, scheduler)
+        return Compiled(engine)
+
+    def _padded(self, graphs: Sequence[Graph]) -> tuple[str, ...]:
+        if self.config.uncovered != "pad":
+            return ()
+        padded = tuple(n for n in graphs[0].symbols if n in self.config.rows_independent)
+        for graph in graphs:
+            check_pad(graph, padded, self.config.rows_independent, _output_sizes,
+                      bool(graph.effects) or bool(written_storages(graph.module)))  # fmt: skip
+        return padded
+
+    def _engine(
+        self, entry: Any, tensors: Any, symbols: tuple[str, ...], padded: tuple[str, ...],
+        boxes: Sequence[BoundBox], parts: Any, outcomes: Any, splits: Sequence[SplitGraph],
+        scheduler: Scheduler,
+    ) -> Engine:  # fmt: skip
+        graphs = [s.graph for s in splits]
+        main = graphs[0]
+        assert main.arguments is not None
+        uncovered = Uncovered(
+            self.config.uncovered, self.name, main.arguments.parameters, self.model, tensors, symbols,
+            boxes, padded, self.events,
+        )  # fmt: skip
+        dispatcher = Dispatcher(symbols, boxes, uncovered)
+        for box in boxes:
+            box.on_checked = dispatcher.forget
+        report = build_report(
+            self.name, self.platform, f"{self.device_type}", graphs,
+            [(p, s.partition, s.canonicals, s.choices, o)
+             for (p, s), o in zip(parts, outcomes, strict=True)],
+            scheduler, self.events, self.resolved, self.changes, self.pipeline.warnings,
+        )  # fmt: skip
+        plans = list({id(b.plan): b.plan for b in boxes}.values())
+        engine = Engine(
+            self.name, self.model, entry, main.arguments, tensors, dispatcher, main.frozen,
+            self.events, lambda: with_counters(report, self.events),
+            lambda code: explain(with_counters(report, self.events), graphs,
+                                 _sources(entry, boxes) if code else {}),
+        )  # fmt: skip
+        self._dump(report, graphs, splits, entry, boxes, plans)
+        self.events.send("done", message=f"{report.pieces} pieces, {report.distinct} distinct")
+        return engine
+
+    def _dump(
+        self, report: Any, graphs: Sequence[Graph], splits: Sequence[SplitGraph], entry: Any,
+        boxes: Sequence[BoundBox], plans: Sequence[Plan],
+    ) -> None:  # fmt: skip
+        if self.config.dump is None and not torch_compat.is_tracing():
+            return
+        files: dict[str, str] = {}
+        for number, graph in enumerate(graphs):
+            suffix = "" if number == 0 else f"_{number}"
+            files[f"graph{suffix}.py"] = graph.module.print_readable(print_output=False)
+        for number, split in enumerate(splits):
+            suffix = "" if number == 0 else f"_{number}"
+            for piece in split.partition.pieces:
+                files[f"{piece.name}{suffix}.py"] = piece_source(piece)
+        files["routes_and_factors.txt"] = explain(report, graphs, {})
+        for title, source in _sources(entry, boxes).items():
+            files[f"{title.replace(' ', '_')}.py"] = source
+        files["report.json"] = as_json(report.to_dict())
+        dumping.write_trace(self.name, files)
+        if self.config.dump is not None:
+            dumping.write_dump(self.config.dump, self.name, files)
+
+
+def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    from intarsia.capture.structure import Path, walk
+
+    values = [v for _, v in walk(list(args), Path("args"))]
+    values += [v for _, v in walk(dict(kwargs), Path("kwargs"))]
+    return [v for v in values if isinstance(v, torch.Tensor)]
+
+
+def _mutated_arguments(graph: Graph) -> list[str]:
+    written = written_storages(graph.module)
+    found = []
+    holes = [n for n in graph.module.graph.nodes if n.op == "placeholder"]
+    for hole, entry in zip(holes, graph.inputs, strict=True):
+        value = nodes.value_of(hole)
+        if entry.kind == "argument" and isinstance(value, torch.Tensor):
+            if torch_compat.storage_id(value) in written:
+                found.append(str(entry.path))
+    return found
+
+
+def _used(tensors: Any) -> set[str]:
+    return {size for contract in tensors for size in contract.shape if isinstance(size, str)}
+
+
+def _is_used(graph: Graph, name: str, named: Mapping[tuple[str, int], str]) -> bool:
+    paths = {path for (path, _), symbol in named.items() if symbol == name}
+    return any(str(entry.path) in paths for entry in graph.inputs if entry.path is not None)
+
+
+def _fixes(graph: Graph, condition: Any, name: str) -> bool:
+    symbols = {s for s, n in graph.names.items() if n == name}
+    return bool(symbols & condition.expression.free_symbols)
+
+
+def _output_sizes(graph: Graph) -> list[list[int | str]]:
+    result: Any = graph.module.graph.output_node().args[0]
+    found = []
+    for node in result:
+        value = nodes.value_of(node) if isinstance(node, torch.fx.Node) else node
+        if isinstance(value, torch.Tensor):
+            found.append([size_of(s, graph.names) for s in value.shape])
+        elif isinstance(value, torch.SymInt):
+            found.append([size_of(value, graph.names)])
+    return found
+
+
+def _sources(entry: Any, boxes: Sequence[BoundBox]) -> dict[str, str]:
+    found = {"entry": entry.source}
+    for box in boxes:
+        for number, (stitching, _) in enumerate(box.plan._made.values()):
+            fixed = "".join(f" {n}={v}" for n, v in box.plan.fixed.items())
+            found[f"stitching{fixed} {number}"] = stitching.source
+    return found
+

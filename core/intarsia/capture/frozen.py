@@ -1,0 +1,176 @@
+"""Frozen Python values: what tracing read of the model and its surroundings, and baked into the graph.
+
+Dynamo guards every value that it reads; a capture drops the guards, so `model.scale = 2.0` afterwards
+would be ignored in silence. Each readable value is kept as source -> value instead, and compared when a
+bundle is loaded, and on every call with `check = "values"`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from attrs import frozen
+
+from intarsia.torch_compat import FrameCapture
+
+_VALUE_GUARDS = {
+    "CONSTANT_MATCH", "EQUALS_MATCH", "BOOL_MATCH", "NONE_MATCH", "SEQUENCE_LENGTH", "DICT_LENGTH",
+    "TYPE_MATCH", "DICT_KEYS_MATCH", "MODULE_MATCH", "NN_MODULE", "HASATTR", "LIST_LENGTH",
+    "TUPLE_ITERATOR_LEN",
+}  # fmt: skip
+_LENGTHS = {"SEQUENCE_LENGTH", "DICT_LENGTH", "LIST_LENGTH", "DICT_KEYS_MATCH"}
+_PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device,
+          torch.layout, torch.memory_format, enum.Enum)  # fmt: skip
+
+
+@frozen
+class FrozenValue:
+    """One value that tracing read.
+
+    Attributes:
+        source: where it came from, as Python ("L['self'].scale").
+        label: the same for a reader ("self.scale").
+        value: a plain value, a length, or the tuple of a dict's keys.
+        read: gets it again from the live objects.
+    """
+
+    source: str
+    label: str
+    value: Any
+    read: Callable[[], Any]
+
+    def changed(self) -> tuple[Any, Any] | None:
+        """Return (then, now) if the value is no longer what tracing saw, else None."""
+        try:
+            now = self.read()
+        except (AttributeError, KeyError, IndexError, TypeError) as error:
+            return self.value, f"<gone: {error}>"
+        same = type(now) is type(self.value) and (now == self.value or now != now)
+        return None if same else (self.value, now)
+
+
+def frozen_values(capture: FrameCapture) -> tuple[list[FrozenValue], list[str]]:
+    """Return what tracing read outside the call's arguments, and the sources that cannot be compared."""
+    scope = _scope(capture)
+    root_name = capture.function.__code__.co_varnames[0] if capture.root is not None else "self"
+    found: dict[str, FrozenValue] = {}
+    opaque: list[str] = []
+    for source, kind in sorted(set(capture.guards)):
+        if not source or not _outside_arguments(source, capture):
+            continue
+        if kind not in _VALUE_GUARDS:
+            if kind in ("ID_MATCH", "CLOSURE_MATCH", "FUNCTION_MATCH") and source not in found:
+                opaque.append(label_of(source, root_name))
+            continue
+        entry = _freeze(source, kind, scope, root_name)
+        if entry is not None:
+            found[f"{kind if kind in _LENGTHS else ''}{source}"] = entry
+    for name, module in _modules(capture.root):
+        found[f"training:{name}"] = _training(name, module)
+    return list(found.values()), sorted(set(opaque))
+
+
+def _modules(root: Any) -> list[tuple[str, torch.nn.Module]]:
+    return list(root.named_modules()) if isinstance(root, torch.nn.Module) else []
+
+
+def _training(name: str, module: torch.nn.Module) -> FrozenValue:
+    # Dropout and batch norm read `training` inside C++ or through the module's guard as a whole, so it
+    # is kept for every module, whether a guard names it or not.
+    label = f"self.{name}.training" if name else "self.training"
+    return FrozenValue(f"training:{name}", label, module.training, lambda: module.training)
+
+
+def _scope(capture: FrameCapture) -> dict[str, Any]:
+    local: dict[str, Any] = {}
+    function = capture.function
+    names = function.__code__.co_varnames
+    if capture.root is not None and names:
+        local[names[0]] = capture.root
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            local[name] = cell.cell_contents
+        except ValueError:
+            continue  # an empty cell: nothing to compare
+    scope: dict[str, Any] = dict(capture.f_globals)
+    scope.update({"L": local, "G": capture.f_globals})
+    return scope
+
+
+def _outside_arguments(source: str, capture: FrameCapture) -> bool:
+    code = capture.function.__code__
+    count = code.co_argcount + code.co_kwonlyargcount
+    count += bool(code.co_flags & 0x04) + bool(code.co_flags & 0x08)
+    parameters = list(code.co_varnames[:count])
+    if capture.root is not None:
+        parameters = parameters[1:]
+    return not any(f"L[{name!r}]" in source for name in parameters)
+
+
+def _freeze(
+    source: str, kind: str, scope: dict[str, Any], root_name: str
+) -> FrozenValue | None:
+    code = _compiled(source)
+    if code is None:
+        return None
+    get = _reader(code, kind, scope)
+    try:
+        value = get()
+    except Exception:  # Dynamo's sources may name helpers of its own; such a value has no plain form
+        return None
+    if not _is_plain(value):
+        return None
+    return FrozenValue(source, label_of(source, root_name), value, get)
+
+
+def _compiled(source: str) -> Any:
+    try:
+        return compile(source, "<frozen value>", "eval")
+    except SyntaxError:
+        return None
+
+
+def _reader(code: Any, kind: str, scope: dict[str, Any]) -> Callable[[], Any]:
+    if kind == "DICT_KEYS_MATCH":
+        return lambda: len(eval(code, scope))
+    if kind in _LENGTHS:
+        return lambda: len(eval(code, scope))
+    if kind in ("TYPE_MATCH", "MODULE_MATCH", "NN_MODULE"):
+        return lambda: _type_name(eval(code, scope))
+    return lambda: eval(code, scope)
+
+
+def _type_name(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list | frozenset | set):
+        return all(_is_plain(part) for part in value)
+    return isinstance(value, _PLAIN)
+
+
+def label_of(source: str, root_name: str = "self") -> str:
+    """Return a source as a reader would write it: `self.layers.0.scale`, `module.NAME`.
+
+    `root_name` is what the model's forward calls its first parameter.
+    """
+    text = source.replace(f"L[{root_name!r}]", "self")
+    for before, after in (("._modules['", "."), ("._parameters['", "."), ("._buffers['", ".")):
+        text = text.replace(before, after)
+    text = text.replace("']", "").replace("G['", "global ").replace("L['", "")
+    return text.replace("__import_", "").replace("_dot_", ".")
+
+
+def changes(values: Mapping[str, FrozenValue] | list[FrozenValue]) -> list[str]:
+    """Return one line for each frozen value that is no longer what tracing saw."""
+    entries = values.values() if isinstance(values, Mapping) else values
+    lines = []
+    for entry in entries:
+        found = entry.changed()
+        if found is not None:
+            lines.append(f"{entry.label} was {found[0]!r} at capture and is {found[1]!r}")
+    return lines

@@ -1,0 +1,499 @@
+"""Capture a model: trace one call, name its sizes, and write down the contract of a call."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import evolve, frozen
+from torch import fx
+
+from intarsia import torch_compat
+from intarsia.capture import nodes
+from intarsia.capture.conditions import holds
+from intarsia.capture.dynamic import Dynamic, NamedDim, choose_hints, named_dims, resized
+from intarsia.capture.frozen import FrozenValue, frozen_values, label_of
+from intarsia.capture.graph import (
+    ArgumentTree,
+    Condition,
+    Expected,
+    Graph,
+    GraphInput,
+    Parameter,
+    Symbol,
+)
+from intarsia.capture.normalise import normalise
+from intarsia.capture.structure import (
+    Effect,
+    Path,
+    Template,
+    effects_between,
+    is_opaque,
+    is_scalar,
+    structural_copy,
+    template_of,
+    walk,
+)
+from intarsia.errors import CaptureError
+
+_KINDS: Mapping[Any, Any] = {
+    inspect.Parameter.POSITIONAL_ONLY: "positional-only",
+    inspect.Parameter.POSITIONAL_OR_KEYWORD: "positional",
+    inspect.Parameter.VAR_POSITIONAL: "args",
+    inspect.Parameter.KEYWORD_ONLY: "keyword",
+    inspect.Parameter.VAR_KEYWORD: "kwargs",
+}
+
+
+@frozen
+class Call:
+    """One call of a model: its parameters and the value of each."""
+
+    parameters: tuple[Parameter, ...]
+    values: Mapping[str, Any]
+
+    def split(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the call's (args, kwargs)."""
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for parameter in self.parameters:
+            if parameter.name not in self.values:
+                continue
+            value = self.values[parameter.name]
+            if parameter.kind == "args":
+                args.extend(value)
+            elif parameter.kind == "kwargs":
+                kwargs.update(value)
+            elif parameter.kind == "positional-only":
+                args.append(value)
+            else:
+                kwargs[parameter.name] = value
+        if any(p.kind == "args" and self.values.get(p.name) for p in self.parameters):
+            # With *args in use, what stands before them can only be passed by position.
+            before = [p.name for p in self.parameters if p.kind == "positional"]
+            args = [kwargs.pop(n) for n in before if n in kwargs] + args
+        return tuple(args), kwargs
+
+
+def bind_call(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    """Match a call's arguments with the model's parameters.
+
+    Raises:
+        CaptureError: they do not fit the model's signature.
+    """
+    function = model.forward if isinstance(model, torch.nn.Module) else model
+    try:
+        signature = inspect.signature(function)
+        bound = signature.bind(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise CaptureError(
+            f"the example call does not fit {describe(model)}",
+            why=str(error),
+            next_step="Pass the arguments as you would call the model.",
+        ) from error
+    parameters = tuple(
+        Parameter(p.name, _KINDS[p.kind], p.default is not p.empty, p.default)
+        for p in signature.parameters.values()
+    )
+    return Call(parameters, dict(bound.arguments))
+
+
+def describe(model: Any) -> str:
+    """Return a short name of a model for messages."""
+    if isinstance(model, torch.nn.Module):
+        return type(model).__qualname__
+    return str(getattr(model, "__qualname__", type(model).__qualname__))
+
+
+def capture(
+    model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, dynamic: Dynamic,
+    ranges: Mapping[str, tuple[int, int | None]], fixed: Mapping[str, int],
+    trace: Callable[..., torch_compat.FrameCapture] | None = None,
+) -> Graph:  # fmt: skip
+    """Capture one call of a model as a single graph.
+
+    Args:
+        model: a module, a function or a bound method.
+        args, kwargs: an example call. The tensors are not changed and no kernel runs on them.
+        dynamic: argument name -> {dimension: symbol name}.
+        ranges: symbol name -> (lowest, highest or None).
+        fixed: symbols to trace at exactly one size, for a branch that only that size takes.
+        trace: what traces the frame; None: one trace of the whole model.
+
+    Raises:
+        CaptureError: the model cannot be captured; the message has the reason and the source line.
+    """
+    started = time.perf_counter()
+    call = bind_call(model, args, kwargs)
+    dims = named_dims(dynamic, call.values)
+    hints = choose_hints(dims, call.values, ranges, fixed)
+    example = Call(call.parameters, resized(call.values, dims, hints))
+    symbolic = [d for d in dims if d.name not in fixed]
+    frame = _traced(model, example, symbolic, trace or torch_compat.capture_frame)
+    if frame.module is None:
+        raise CaptureError(
+            f"{describe(model)} has no tensor operation that depends on its arguments",
+            why="tracing found nothing to compile",
+        )
+    graph = _Reader(model, example, frame, symbolic, hints, ranges).graph()
+    return evolve(graph, seconds=time.perf_counter() - started)
+
+
+def _traced(
+    model: Any, call: Call, dims: Sequence[NamedDim], trace: Callable[..., Any]
+) -> torch_compat.FrameCapture:
+    args, kwargs = call.split()
+    tensors = [v for _, v in argument_values(call) if isinstance(v, torch.Tensor)]
+    by_path = {str(p): v for p, v in argument_values(call)}
+    with torch.no_grad(), torch_compat.marks_restored(tensors):
+        for entry in dims:
+            torch_compat.mark_dynamic(by_path[str(entry.path)], entry.dim)
+        try:
+            frame: torch_compat.FrameCapture = trace(model, args, kwargs)
+        except Exception as error:
+            if not torch_compat.is_capture_failure(error):
+                raise
+            raise CaptureError(
+                f"{describe(model)} cannot be captured as one graph",
+                why=torch_compat.capture_failure(error),
+                next_step="Change that line, or use torch.compile(model, backend="
+                '"intarsia"), which allows graph breaks.',
+                subject=describe(model),
+            ) from error
+    return frame
+
+
+def argument_values(call: Call) -> Iterator[tuple[Path, Any]]:
+    """Yield every value in a call's arguments with its path."""
+    for name, value in call.values.items():
+        yield from walk(value, Path(name))
+
+
+class _Reader:
+    """Reads a traced frame into a Graph."""
+
+    def __init__(
+        self, model: Any, call: Call, frame: torch_compat.FrameCapture, dims: Sequence[NamedDim],
+        hints: Mapping[str, int], ranges: Mapping[str, tuple[int, int | None]],
+    ) -> None:  # fmt: skip
+        assert frame.module is not None
+        self.model = model
+        self.call = call
+        self.frame = frame
+        self.dims = dims
+        self.hints = hints
+        self.ranges = ranges
+        self.env = frame.fake_mode.shape_env
+        self.holes = [n for n in frame.module.graph.nodes if n.op == "placeholder"]
+        self.weights = _named_tensors(frame.root)
+        self.paths: dict[int, Path] = {}
+        for path, value in argument_values(call):
+            if isinstance(value, torch.Tensor):
+                self.paths.setdefault(id(value), path)
+
+    def graph(self) -> Graph:
+        run = self._rebuild()
+        inputs = [self._input(hole, value, source) for hole, value, source in
+                  zip(self.holes, run.inputs, self.frame.sources, strict=True)]  # fmt: skip
+        names = self._names(inputs)
+        inputs = [self._named_symbol(i, h, names) for i, h in zip(inputs, self.holes, strict=True)]
+        values, opaque = frozen_values(self.frame)
+        self._refuse_state(run.effects, values)
+        assert self.frame.module is not None
+        return Graph(
+            module=normalise(self.frame.module, names),
+            inputs=tuple(inputs),
+            symbols=self._symbols(names),
+            names=names,
+            conditions=self._conditions(names),
+            fake_mode=self.frame.fake_mode,
+            arguments=self._arguments(),
+            result=run.result,
+            effects=tuple(run.effects),
+            frozen=tuple(values),
+            opaque=tuple(opaque),
+            codes=self.frame.codes,
+        )
+
+    # -- inputs
+
+    def _rebuild(self) -> _Rebuilt:
+        return rebuild(self.frame, self.call, self.paths, self.weights)
+
+    def _input(self, hole: fx.Node, value: Any, source: str) -> GraphInput:
+        if not isinstance(value, torch.Tensor):
+            return GraphInput("symbol", source)
+        if id(value) in self.paths:
+            return GraphInput("argument", source, path=self.paths[id(value)])
+        names = self.weights.get(id(value), ())
+        is_parameter = isinstance(value, torch.nn.Parameter)
+        if names:
+            return GraphInput("weight", names[0], names=names, source=source,
+                              is_parameter=is_parameter, value=value)  # fmt: skip
+        return GraphInput("constant", label_of(source), source=source,
+                          is_parameter=is_parameter, value=value)  # fmt: skip
+
+    def _named_symbol(self, entry: GraphInput, hole: fx.Node, names: Mapping[Any, str]) -> GraphInput:
+        if entry.kind != "symbol":
+            return entry
+        expression = torch_compat.expression_of(nodes.value_of(hole))
+        return evolve(entry, name=names.get(expression, str(expression)), source=entry.name)
+
+    # -- symbols
+
+    def _names(self, inputs: Sequence[GraphInput]) -> dict[Any, str]:
+        sources = {str(i.path): s for i, s in zip(inputs, self.frame.sources, strict=True) if i.path}
+        names: dict[Any, str] = {}
+        for entry in self.dims:
+            source = sources.get(str(entry.path))
+            symbol = source and torch_compat.symbol_of_size(self.env, source, entry.dim)
+            if symbol is not None and symbol != "":
+                names[symbol] = entry.name
+        for symbol in torch_compat.all_symbols(self.env):
+            names.setdefault(symbol, str(symbol))
+        return names
+
+    def _symbols(self, names: Mapping[Any, str]) -> dict[str, Symbol]:
+        found: dict[str, Symbol] = {}
+        for symbol, name in names.items():
+            low, high = torch_compat.symbol_range(self.env, symbol)
+            wanted = self.ranges.get(name)
+            if wanted is not None:
+                low, high = max(low if low > 2 else 0, wanted[0]), _least(high, wanted[1])
+            elif low <= 2:
+                low = 0  # where it is real, the branch that made it is a condition of its own
+            data_dependent = torch_compat.is_unbacked(symbol)
+            hint = self.hints.get(name) or torch_compat.hint_of(self.env, symbol) or 2
+            found[name] = Symbol(name, low, high, hint, dispatch=not data_dependent)
+        return found
+
+    def _conditions(self, names: Mapping[Any, str]) -> tuple[Condition, ...]:
+        merged: dict[str, Any] = {}
+        swap: dict[Any, Any] = {}
+        for symbol, name in names.items():
+            swap[symbol] = merged.setdefault(name, symbol)
+        found = []
+        for guard in torch_compat.shape_guards(self.env):
+            expression = guard.expression.xreplace(swap)
+            if expression in (True, torch_compat.TRUE):
+                continue
+            if guard.in_python or not _only_about_one(expression):
+                found.append(Condition(expression, guard.where))
+        for symbol, value in torch_compat.replacements(self.env).items():
+            if getattr(value, "is_Integer", False):
+                found.append(
+                    Condition(torch_compat.equal(swap.get(symbol, symbol), value), "tracing")
+                )
+        return tuple(_unique(found))
+
+    # -- contract
+
+    def _arguments(self) -> ArgumentTree:
+        values: list[tuple[Path, Expected]] = []
+        tensors: list[Path] = []
+        same: dict[int, list[Path]] = {}
+        for path, value in argument_values(self.call):
+            if isinstance(value, torch.Tensor):
+                tensors.append(path)
+                same.setdefault(id(value), []).append(path)
+            else:
+                values.extend((path, e) for e in self._expected(path, value))
+        groups = tuple(tuple(paths) for paths in same.values() if len(paths) > 1)
+        return ArgumentTree(self.call.parameters, tuple(values), tuple(tensors), groups)
+
+    def _expected(self, path: Path, value: Any) -> list[Expected]:
+        if path.steps and path.steps[-1][0] == "." and not self._was_read(path):
+            return []  # an attribute of an object that tracing never looked at may be anything
+        if is_scalar(value) or is_opaque(value):
+            return [Expected("equal", value)]
+        if isinstance(value, Mapping):
+            return [Expected("keys", tuple(value))]
+        if isinstance(value, list | tuple):
+            return [Expected("length", len(value))]
+        return [Expected("class", type(value))]
+
+    def _was_read(self, path: Path) -> bool:
+        text = "".join(f".{s}" if k == "." else f"[{s!r}]" for k, s in path.steps)
+        return any(
+            source.endswith(text) and path.root in source for source, _ in self.frame.guards
+        )
+
+    # -- effects
+
+    def _refuse_state(self, effects: Sequence[Effect], values: Sequence[FrozenValue]) -> None:
+        """Refuse a write to the model itself that the graph cannot keep true."""
+        read = {entry.label for entry in values}
+        for effect in effects:
+            label = str(effect.target)
+            if effect.target.root == "self" and label in read:
+                raise CaptureError(
+                    f"{describe(self.model)} reads and writes {label} in its forward",
+                    why="the value that tracing saw would be used on every call",
+                    next_step="Keep it in a buffer, or use torch.compile(model, "
+                    'backend="intarsia").',
+                    subject=label,
+                )
+
+
+@frozen
+class _Rebuilt:
+    inputs: tuple[Any, ...]
+    result: Template
+    effects: tuple[Effect, ...]
+
+
+def rebuild(
+    frame: torch_compat.FrameCapture, call: Call, paths: Mapping[int, Path],
+    weights: Mapping[int, tuple[str, ...]],
+) -> _Rebuilt:  # fmt: skip
+    """Run the frame's Python once around markers instead of the graph, to see what it does with them.
+
+    The markers stand for the graph's outputs. What the frame passes to the graph tells where each input
+    comes from; what it returns and changes tells how to build the result. The caller's own objects are
+    copied first, and the model's attributes put back.
+    """
+    assert frame.module is not None
+    output = frame.module.graph.output_node().args[0]
+    marks = _markers(output)
+    memo: dict[int, Any] = {}
+    arguments = {name: structural_copy(v, memo) for name, v in call.values.items()}
+    before = {name: structural_copy(v) for name, v in arguments.items()}
+    received: list[tuple[Any, ...]] = []
+
+    def stand_in(*inputs: Any) -> list[Any]:
+        received.append(inputs)
+        return marks
+
+    args, kwargs = Call(call.parameters, arguments).split()
+    with torch.no_grad(), _module_restored(frame.root) as written:
+        value = frame.rebuild(stand_in)(*args, **kwargs)
+        changed = written()
+        known = _known(marks, arguments, paths, weights)
+        effects = [
+            effect for name, after in arguments.items()
+            for effect in effects_between(before[name], after, Path(name), known)
+        ]  # fmt: skip
+        effects += [
+            Effect(path, template_of(new, known), "attribute") for path, new in changed
+        ]
+        result = template_of(value, known)
+    return _Rebuilt(received[0] if received else (), result, tuple(effects))
+
+
+def _markers(output: Any) -> list[Any]:
+    values = output if isinstance(output, tuple | list) else (output,)
+    marks: list[Any] = []
+    for index, node in enumerate(values):
+        value = nodes.value_of(node) if isinstance(node, fx.Node) else node
+        marks.append(torch.empty(0) if isinstance(value, torch.Tensor) else (1 << 40) + 7919 * index)
+    return marks
+
+
+def _known(
+    marks: Sequence[Any], arguments: Mapping[str, Any], paths: Mapping[int, Path],
+    weights: Mapping[int, tuple[str, ...]],
+) -> Callable[[Any], Template | None]:  # fmt: skip
+    outputs = {id(m): i for i, m in enumerate(marks) if isinstance(m, torch.Tensor)}
+    numbers = {m: i for i, m in enumerate(marks) if not isinstance(m, torch.Tensor)}
+    objects: dict[int, Path] = {}
+    for name, value in arguments.items():
+        for path, part in walk(value, Path(name)):
+            if not isinstance(part, torch.Tensor) and not is_scalar(part) and not is_opaque(part):
+                objects.setdefault(id(part), path)
+
+    def known(value: Any) -> Template | None:
+        if isinstance(value, torch.Tensor):
+            if id(value) in outputs:
+                return Template("value", outputs[id(value)])
+            if id(value) in paths:
+                return Template("argument", paths[id(value)])
+            if id(value) in weights:
+                return Template("weight", weights[id(value)][0])
+            return None
+        if type(value) is int and value in numbers:
+            return Template("value", numbers[value])
+        if id(value) in objects and not is_scalar(value) and not isinstance(value, tuple):
+            return Template("argument", objects[id(value)])
+        return None
+
+    return known
+
+
+class _module_restored:  # noqa: N801  (a context manager, used like a function)
+    """Let a block write to a module's attributes, tell what it wrote, and put everything back."""
+
+    def __init__(self, root: Any) -> None:
+        self.modules = list(root.named_modules()) if isinstance(root, torch.nn.Module) else []
+        self.saved = [self._state(module) for _, module in self.modules]
+
+    @staticmethod
+    def _state(module: torch.nn.Module) -> dict[str, Any]:
+        state = dict(vars(module))
+        for table in ("_buffers", "_parameters"):
+            state[table] = dict(state[table])
+        return state
+
+    def __enter__(self) -> Callable[[], list[tuple[Path, Any]]]:
+        return self._written
+
+    def _written(self) -> list[tuple[Path, Any]]:
+        found: list[tuple[Path, Any]] = []
+        for (name, module), before in zip(self.modules, self.saved, strict=True):
+            steps = tuple((".", part) for part in name.split(".")) if name else ()
+            for table in ("_buffers", "_parameters"):
+                for key, value in getattr(module, table).items():
+                    if before[table].get(key) is not value:
+                        found.append((Path("self", (*steps, (".", key))), value))
+            for key, value in vars(module).items():
+                same = before.get(key) is value or (is_scalar(value) and before.get(key) == value)
+                if key not in ("_buffers", "_parameters") and not same:
+                    found.append((Path("self", (*steps, (".", key))), value))
+        return found
+
+    def __exit__(self, *_: object) -> None:
+        for (_, module), before in zip(self.modules, self.saved, strict=True):
+            for table in ("_buffers", "_parameters"):
+                live = getattr(module, table)
+                if live != before[table] or list(live) != list(before[table]):
+                    live.clear()
+                    live.update(before[table])
+            tables = {k: getattr(module, k) for k in ("_buffers", "_parameters")}
+            vars(module).clear()
+            vars(module).update({**before, **tables})
+
+
+def _named_tensors(root: Any) -> dict[int, tuple[str, ...]]:
+    """Return id -> every qualified name of a module's parameters and buffers."""
+    if not isinstance(root, torch.nn.Module):
+        return {}
+    names: dict[int, list[str]] = {}
+    for name, value in root.named_parameters(remove_duplicate=False):
+        names.setdefault(id(value), []).append(name)
+    for name, value in root.named_buffers(remove_duplicate=False):
+        names.setdefault(id(value), []).append(name)
+    return {key: tuple(found) for key, found in names.items()}
+
+
+def _only_about_one(expression: Any) -> bool:
+    """Say whether a condition excludes nothing but sizes 0 and 1.
+
+    Where an operator and not the model asked, such a condition is an artefact: the kernel takes another
+    path inside for size 1, and its result is the same.
+    """
+    ranges = {symbol: (2, torch_compat.UNBOUNDED) for symbol in expression.free_symbols}
+    return holds(expression, ranges) is True
+
+
+def _least(high: int | None, wanted: int | None) -> int | None:
+    ends = [h for h in (high, wanted) if h is not None]
+    return min(ends) if ends else None
+
+
+def _unique(conditions: Sequence[Condition]) -> list[Condition]:
+    found: dict[str, Condition] = {}
+    for condition in conditions:
+        found.setdefault(str(condition.expression), condition)
+    return list(found.values())

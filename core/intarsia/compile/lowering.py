@@ -1,0 +1,119 @@
+"""Bring a piece into the form that a compiler declares: ATen with or without mutation, or exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from intarsia.compile.transport import fake_mode_of
+from intarsia.errors import CompileRejected
+from intarsia.interfaces import CompileRequest, Form
+
+
+def lower(request: CompileRequest, form: Form) -> Any:
+    """Return a request's piece in a form; made once for each request and form.
+
+    Raises:
+        CompileRejected: the piece cannot be brought into that form.
+    """
+    made = request._lowered
+    if form not in made:
+        made[form] = _LOWERINGS[form](request)
+    return made[form]
+
+
+def _as_it_is(request: CompileRequest) -> fx.GraphModule:
+    return request.graph
+
+
+def _aten(request: CompileRequest, functional: bool) -> fx.GraphModule:
+    if functional and request.signature.mutated:
+        raise CompileRejected("the piece writes to its inputs, so it has no functional form")
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    mode = fake_mode_of(request)
+    run: Callable[..., Any] = _run_graph(request.graph)
+    if functional:
+        run = torch.func.functionalize(run, remove="mutations_and_views")
+    try:
+        with mode, torch.no_grad():
+            traced = make_fx(run, tracing_mode="symbolic", _allow_non_fake_inputs=True)(
+                *request.fake_inputs
+            )
+    except Exception as error:
+        raise CompileRejected(f"no ATen form: {type(error).__name__}: {error}") from error
+    _number_placeholders(traced)
+    return traced
+
+
+def _run_graph(module: fx.GraphModule) -> Callable[..., Any]:
+    def run(*inputs: Any) -> Any:
+        return fx.Interpreter(module).run(*inputs)
+
+    return run
+
+
+def _number_placeholders(module: fx.GraphModule) -> None:
+    for number, node in enumerate(n for n in module.graph.nodes if n.op == "placeholder"):
+        node.name = node.target = f"in{number}"
+    module.recompile()
+
+
+def _exported(request: CompileRequest) -> Any:
+    from torch.export import Dim, export
+
+    if request.signature.mutated:
+        raise CompileRejected("the piece writes to its inputs; exported programs may not")
+    wrapper = _Positional(request.graph)
+    inputs = request.fake_inputs
+    if any(not isinstance(v, torch.Tensor) for v in inputs):
+        raise CompileRejected("the piece takes a size as an input; the exported form takes tensors")
+    dims: dict[str, Any] = {}
+    shapes = [_dynamic_dims(info, request, dims, Dim) for info in request.signature.inputs]
+    examples = tuple(_example(v) for v in inputs)
+    try:
+        return export(wrapper, examples, dynamic_shapes=(tuple(shapes),), strict=False)
+    except Exception as error:
+        raise CompileRejected(f"torch.export: {type(error).__name__}: {error}") from error
+
+
+class _Positional(torch.nn.Module):
+    """A graph as a module with *args, so that `dynamic_shapes` can be a plain tuple."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__()
+        self.graph_module = fx.GraphModule(module, module.graph)
+
+    def forward(self, *args: Any) -> Any:
+        return self.graph_module(*args)
+
+
+def _dynamic_dims(info: Any, request: CompileRequest, dims: dict[str, Any], dim: Any) -> Any:
+    found: dict[int, Any] = {}
+    for index, size in enumerate(info.shape):
+        if isinstance(size, str) and size in request.box:
+            low, high = request.box[size]
+            if low != high:
+                end = None if high >= (1 << 62) else high
+                found[index] = dims.setdefault(size, dim(size, min=low, max=end))
+        elif isinstance(size, str):
+            raise CompileRejected(f"an input has the derived size {size}")
+    return found or None
+
+
+def _example(value: torch.Tensor) -> torch.Tensor:
+    sizes = [int(s) for s in value.shape]
+    strides = [int(s) for s in value.stride()]
+    made = torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
+    return made.fill_(0) if made.dtype is not torch.bool else made.fill_(False)
+
+
+_LOWERINGS: Mapping[str, Callable[[CompileRequest], Any]] = {
+    "torch": _as_it_is,
+    "aten-functional": lambda request: _aten(request, functional=True),
+    "aten-mutable": lambda request: _aten(request, functional=False),
+    "exported": _exported,
+}

@@ -1,0 +1,251 @@
+"""The compiled model: what `intarsia.compile` returns."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import define, field
+
+from intarsia.capture.frozen import FrozenValue, changes
+from intarsia.capture.graph import ArgumentTree
+from intarsia.errors import ContractError
+from intarsia.report.events import EventStream
+from intarsia.report.records import Report
+from intarsia.runtime.bound import BoundBox, Dispatcher
+from intarsia.runtime.contract import Entry, TensorContract, diagnose, relayout
+from intarsia.runtime.source import compile_source
+from intarsia.runtime.weights import live_weights, watch
+
+
+@define(eq=False)
+class Engine:
+    """All that a compiled model is made of, behind its `nn.Module` face.
+
+    Attributes:
+        stale: whether a weight was replaced since the plans were bound.
+    """
+
+    name: str
+    model: Any
+    entry: Entry
+    tree: ArgumentTree
+    tensors: Sequence[TensorContract]
+    dispatcher: Dispatcher
+    frozen: Sequence[FrozenValue]
+    events: EventStream
+    make_report: Callable[[], Report]
+    make_explanation: Callable[[bool], str]
+    stale: bool = False
+    _lock: threading.RLock = field(factory=threading.RLock, alias="_lock", repr=False)
+
+    def call(self) -> Callable[..., Any]:
+        """Return the generated entry, bound."""
+        values = {
+            **self.entry.space.values,
+            "_table": self.dispatcher.table, "_miss": self._miss, "_refuse": self._refuse,
+            "_relayout": self._relayout, "_compare_values": self.compare_values,
+        }  # fmt: skip
+        return compile_source(self.entry.source, "call", values, f"{self.name} entry")
+
+    def _miss(self, key: Any) -> Callable[..., Any]:
+        if self.stale:
+            self.rebind()
+        return self.dispatcher.miss(key)
+
+    def _refuse(self, **call: Any) -> Any:
+        raise diagnose(self.name, self.tree, self.tensors, call)
+
+    def _relayout(self, tensor: torch.Tensor, path: str, stride: Any = None) -> torch.Tensor:
+        made = relayout(tensor, stride)
+        if made is not tensor:
+            self.events.count("relayout", path)
+        return made
+
+    def compare_values(self) -> None:
+        """Compare the Python values that tracing read with what they are now.
+
+        Raises:
+            ContractError: one has changed; the message has its name and both values.
+        """
+        lines = changes(list(self.frozen))
+        if lines:
+            raise ContractError(
+                f"{self.name} was compiled with other Python values",
+                why="; ".join(lines[:5]),
+                next_step="Compile it again; tracing has baked these values in.",
+                subject=self.name,
+            )
+
+    def weight_changed(self) -> None:
+        """Note that a weight was replaced: the next call binds the plans anew."""
+        self.stale = True
+        self.dispatcher.forget()
+
+    def rebind(self) -> None:
+        """Bind every plan to the model's weights as they are now.
+
+        Raises:
+            ContractError: a weight is of another kind than the one that was captured.
+        """
+        with self._lock:
+            self.stale = False
+            try:
+                self._rebind_boxes(self.dispatcher.boxes)
+            except ContractError:
+                self.stale = True
+                raise
+            self.dispatcher.forget()
+        self.events.count("rebind")
+        self.events.send("rebind", phase="bind", message="bound to the model's present weights")
+
+    def _rebind_boxes(self, boxes: Sequence[BoundBox]) -> None:
+        read: dict[int, list[Any]] = {}
+        for box in boxes:  # everything is read and checked before anything changes
+            graph = box.plan.graph
+            if id(graph) not in read:
+                read[id(graph)] = live_weights(graph, self.model, self.name)
+        for box in boxes:
+            box.bind(read[id(box.plan.graph)])
+
+
+class Compiled(torch.nn.Module):
+    """A compiled model: called like the model, with the model's parameters and state dict.
+
+    Attributes:
+        module: the model that was compiled.
+    """
+
+    module: Any
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        # Set past nn.Module's __setattr__: as a registered submodule the model would put its name in
+        # front of every key of the state dict.
+        fields = self.__dict__
+        fields["module"] = engine.model
+        fields["_engine"] = engine
+        fields["_call"] = engine.call()
+        stop = watch(engine.model, _forwarder(engine))
+        fields["_finalizer"] = weakref.finalize(self, stop)
+
+    # nn.Module.__call__ costs 8 us of hook look-ups; the model's own hooks were traced into the graph.
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model.
+
+        Raises:
+            ContractError: the call does not fit what was captured.
+            MetadataError: a piece's result is not what was recorded.
+        """
+        return self._call(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model, as `__call__` does."""
+        return self._call(*args, **kwargs)
+
+    @property
+    def report(self) -> Report:
+        """What was compiled, and what has happened on calls so far."""
+        return self._engine.make_report()  # type: ignore[no-any-return, operator]
+
+    def explain(self, code: bool = False) -> str:
+        """Return what runs and why, for a reader; with `code`, the generated stitching too."""
+        return self._engine.make_explanation(code)  # type: ignore[no-any-return, operator]
+
+    def rebind(self) -> None:
+        """Bind the pieces to the model's weights as they are now.
+
+        Replaced parameters and buffers are noticed without it; call it after a change that no torch
+        hook sees, such as a write to `module._parameters`. Frozen Python values are compared too.
+
+        Raises:
+            ContractError: a weight is of another kind than captured, or a Python value has changed.
+        """
+        self._engine.compare_values()  # type: ignore[operator]
+        self._engine.rebind()  # type: ignore[operator]
+
+    def close(self) -> None:
+        """Let go of what the model holds beside its weights; a later call raises."""
+        self._finalizer()  # type: ignore[operator]
+        name = self._engine.name
+        for box in self._engine.dispatcher.boxes:  # type: ignore[union-attr]
+            for outcome in box.outcomes.values():
+                close = getattr(outcome.result.callable, "close", None)
+                if close is not None:
+                    close()
+        self.__dict__["_call"] = _closed(name)
+
+    # -- the model's own face
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["module"], name)
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+        """Return the model's own modules."""
+        return self.module.named_modules(*args, **kwargs)  # type: ignore[no-any-return]
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """Return the model's own parameters."""
+        return self.module.named_parameters(*args, **kwargs)  # type: ignore[no-any-return]
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """Return the model's own buffers."""
+        return self.module.named_buffers(*args, **kwargs)  # type: ignore[no-any-return]
+
+    def named_children(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        """Return the model's own children."""
+        return self.module.named_children()  # type: ignore[no-any-return]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the model's own state dict."""
+        return self.module.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load the model's own state dict; works with `assign=True`."""
+        return self.module.load_state_dict(state_dict, *args, **kwargs)
+
+    def train(self, mode: bool = True) -> Compiled:
+        """Refuse training mode unless the model was compiled in it.
+
+        Raises:
+            ContractError: tracing has baked the present mode in.
+        """
+        if isinstance(self.module, torch.nn.Module) and self.module.training != mode:
+            raise ContractError(
+                f"{self._engine.name} was compiled with training={self.module.training}",
+                why="tracing has baked the mode in",
+                next_step="Call train() or eval() on the model and compile it again.",
+            )
+        return self
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Compiled:
+        self.module._apply(fn)
+        self._engine.weight_changed()  # type: ignore[operator]
+        return self
+
+    def __repr__(self) -> str:
+        return f"Compiled({self._engine.name})"
+
+
+def _forwarder(engine: Engine) -> Callable[[], None]:
+    reference = weakref.ref(engine)
+
+    def changed() -> None:
+        live = reference()
+        if live is not None:
+            live.weight_changed()
+
+    return changed
+
+
+def _closed(name: str) -> Callable[..., Any]:
+    def call(*_args: Any, **_kwargs: Any) -> Any:
+        raise ContractError(f"{name} was closed", next_step="Compile the model again.", subject=name)
+
+    return call

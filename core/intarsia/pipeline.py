@@ -1,0 +1,267 @@
+"""The stages in order: split, route, compile, bind. Both front doors use this."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import define, evolve, field
+
+from intarsia.capture.conditions import describe_box, refusal, violations
+from intarsia.capture.graph import Graph
+from intarsia.capture.structure import Path
+from intarsia.compile.boxes import PlannedBox, plan_boxes
+from intarsia.compile.routes import RouteChoice, choose, piece_view
+from intarsia.compile.tasks import Outcome, Scheduler, Task
+from intarsia.config import Config, ResolvedConfig
+from intarsia.errors import ConfigError
+from intarsia.host import Host
+from intarsia.interfaces import Box, PlatformSpec
+from intarsia.references import resolve_reference
+from intarsia.report.events import EventStream
+from intarsia.runtime.bound import BoundBox, Plan, PlannedPiece
+from intarsia.runtime.stitch import stitch
+from intarsia.split.canonical import CanonicalPiece, canonical
+from intarsia.split.partition import Partition, Piece, check_partition, partition
+from intarsia.split.rules import SupportRule, combine, rule_from, unmatched, view_of
+
+Named = Callable[[str], Any]
+
+
+@define
+class SplitGraph:
+    """A graph after the split: pieces, canonical forms and the compilers chosen for each."""
+
+    graph: Graph
+    partition: Partition
+    canonicals: tuple[CanonicalPiece, ...]
+    choices: tuple[RouteChoice, ...]
+    fixed: Mapping[str, int] = field(factory=dict)
+
+    def called(self) -> list[Piece]:
+        """Return the pieces that go to a compiler."""
+        return [p for p in self.partition.pieces if self.choices[p.index].compilers]
+
+
+@define
+class Pipeline:
+    """One compile: the settings, the plugins, and what is known of the device."""
+
+    resolved: ResolvedConfig
+    host: Host
+    platform: PlatformSpec
+    events: EventStream
+    device: int | None
+    name: str
+    warnings: list[str] = field(factory=list)
+
+    @property
+    def config(self) -> Config:
+        """The settings in effect."""
+        return self.resolved.config
+
+    # -- split
+
+    def split(self, graph: Graph, fixed: Mapping[str, int]) -> SplitGraph:
+        """Cut a graph into pieces and choose the compilers of each.
+
+        Raises:
+            SplitError, ConfigError, PluginError.
+        """
+        with self.events.phase("split"):
+            view = view_of(graph.module)
+            rules = self._rules()
+            for text, near in unmatched(rules, view):
+                hint = f"; the graph has {', '.join(near)}" if near else ""
+                self._warn(f'split rule "{text}" matches nothing in the graph{hint}')
+            made = partition(graph.module, combine([rule for _, rule in rules], view))
+            if self._checks():
+                check_partition(graph.module, made)
+            kinds = dict(zip(made.placeholders, graph.inputs, strict=True))
+            canonicals = tuple(canonical(p, graph, kinds) for p in made.pieces)
+            choices = tuple(self._choice(p, c) for p, c in zip(made.pieces, canonicals, strict=True))
+            self._refuse_unused_routes(made, canonicals)
+        return SplitGraph(graph, made, canonicals, choices, fixed)
+
+    def _checks(self) -> bool:
+        return os.environ.get("INTARSIA_CHECK", "") not in ("", "0")
+
+    def _rules(self) -> list[tuple[str, Any]]:
+        def named(word: str) -> Any:
+            spec = self.host.split_rule(word)
+            return resolve_reference(spec.rule, owner=f'split rule "{word}"')
+
+        config = self.config
+        wanted = config.split_at or tuple(self.platform.rules)
+        found = [(v if isinstance(v, str) else getattr(v, "__qualname__", repr(v)), v) for v in wanted]
+        rules = [(text, rule_from(value, named)) for text, value in found]
+        rules += [(word, rule_from(named(word), named)) for word in config.split_rule]
+        rules += [(f"support of {n}", self._support(n)) for n in config.split_by_support]
+        return rules
+
+    def _support(self, name: str) -> SupportRule:
+        spec = self.host.compiler(name)
+        if spec.supports is not None:
+            return SupportRule(name, resolve_reference(spec.supports, owner=f'compiler "{name}"'))
+        from intarsia.compile.instances import built_for
+
+        return SupportRule(name, built_for(self.host, spec, self.device).compiler.supports)
+
+    def _choice(self, piece: Piece, form: CanonicalPiece) -> RouteChoice:
+        return choose(piece, piece_view(piece, form), self.config, self.platform, self.host)
+
+    def _refuse_unused_routes(self, made: Partition, forms: Sequence[CanonicalPiece]) -> None:
+        from intarsia.compile.routes import matches
+
+        views = [piece_view(p, f) for p, f in zip(made.pieces, forms, strict=True)]
+        for number, route in enumerate(self.config.routes, 1):
+            if not any(matches(route.piece, view) for view in views):
+                self._warn(f"route {number} matches no piece")
+
+    def _warn(self, message: str) -> None:
+        self.warnings.append(message)
+        self.events.warn(message)
+
+    # -- boxes
+
+    def boxes(
+        self, graph: Graph, recapture: Callable[[Mapping[str, int]], Graph] | None
+    ) -> list[tuple[PlannedBox, Mapping[str, int]]]:
+        """Return the boxes to compile, each with the symbols that its graph is captured at 1 of.
+
+        A box that includes size 1 of a symbol where the graph branches on it is split: size 1 gets a
+        capture of its own. Any other condition that a box breaks refuses it.
+
+        Raises:
+            ShapeError: a box is not contained in what the graph is valid for.
+            ConfigError: config names a symbol that the graph does not have.
+        """
+        found: list[tuple[PlannedBox, Mapping[str, int]]] = []
+        for planned in plan_boxes(self.config, graph.symbols):
+            found.extend(self._valid_parts(graph, planned, recapture is not None))
+        return found
+
+    def _valid_parts(
+        self, graph: Graph, planned: PlannedBox, can_recapture: bool
+    ) -> list[tuple[PlannedBox, Mapping[str, int]]]:
+        broken = violations(graph, planned.box)
+        if not broken:
+            return [(planned, {})]
+        ones = [n for n, (low, high) in planned.box.items() if low == 1]
+        raised: Box = {n: (2, high) if n in ones else (low, high)
+                       for n, (low, high) in planned.box.items()}  # fmt: skip
+        splits = [n for n in ones if _breaks_at_one(graph, raised, n)]
+        if not can_recapture or not splits:
+            return self._narrowed(graph, planned, broken)
+        found: list[tuple[PlannedBox, Mapping[str, int]]] = []
+        for mask in range(1 << len(splits)):
+            fixed = {n: 1 for bit, n in enumerate(splits) if mask >> bit & 1}
+            box = {n: _part(n, bounds, splits, fixed) for n, bounds in planned.box.items()}
+            if any(low > high for low, high in box.values()):
+                continue
+            part = evolve(planned, box=box)
+            left = [] if fixed else violations(graph, box)
+            found.extend([(part, fixed)] if not left else self._narrowed(graph, part, left))
+        return found
+
+    def _narrowed(
+        self, graph: Graph, planned: PlannedBox, broken: Sequence[Any]
+    ) -> list[tuple[PlannedBox, Mapping[str, int]]]:
+        raise refusal(graph, planned.box, broken)
+
+    # -- compile and bind
+
+    def tasks(self, split: SplitGraph, box: Box) -> list[Task]:
+        """Return the tasks of a split graph for a box."""
+        return [
+            Task(p, split.canonicals[p.index], box, split.choices[p.index], f"{self.name}.{p.name}")
+            for p in split.called()
+        ]
+
+    def plan(
+        self, split: SplitGraph, *, arguments: Sequence[Path], roots: Sequence[str],
+        symbols: Sequence[str], model: Any, padded: tuple[str, ...] = (),
+    ) -> Plan:  # fmt: skip
+        """Return the plan of a split graph, ready to be bound for any box."""
+        graph = split.graph
+        order = {node: i for i, node in enumerate(split.partition.placeholders)}
+        pieces = []
+        for piece in split.called():
+            weights = {
+                i: order[n] for i, n in enumerate(piece.inputs)
+                if n in order and graph.inputs[order[n]].kind in ("weight", "constant")
+            }  # fmt: skip
+            pieces.append(PlannedPiece(piece.index, split.canonicals[piece.index], weights))
+
+        def make(boxed: Mapping[int, bool]) -> Any:
+            return stitch(
+                graph, split.partition, boxed, arguments=arguments, roots=roots, symbols=symbols,
+                title=self.name, model=model, padded=padded,
+            )  # fmt: skip
+
+        return Plan(graph, split.partition, split.canonicals, tuple(pieces), split.fixed, make,
+                    self.name)  # fmt: skip
+
+    def compile(
+        self, parts: Sequence[tuple[PlannedBox, SplitGraph]], scheduler: Scheduler
+    ) -> list[Mapping[int, Outcome]]:
+        """Compile every piece of every box; returns piece index -> outcome for each box."""
+        tasks: list[Task] = []
+        spans: list[tuple[int, list[int]]] = []
+        for planned, split in parts:
+            mine = self.tasks(split, planned.box)
+            spans.append((len(tasks), [t.piece.index for t in mine]))
+            tasks.extend(mine)
+        distinct = len({t.key(self.config.dedupe) for t in tasks})
+        if distinct > self.config.max_tasks_warning:
+            boxes = ", ".join(describe_box(p.box) for p, _ in parts[:12])
+            self._warn(f"{distinct} (piece, box) tasks are planned, over the boxes {boxes}")
+        outcomes = scheduler.run(tasks)
+        return [
+            {index: outcomes[start + offset] for offset, index in enumerate(indices)}
+            for start, indices in spans
+        ]
+
+    def bound(
+        self, planned: PlannedBox, plan: Plan, outcomes: Mapping[int, Outcome],
+        weights: Sequence[Any],
+    ) -> BoundBox:  # fmt: skip
+        """Return a plan bound for a box."""
+        check = {"values": "always"}.get(self.config.check, self.config.check)
+        made = BoundBox(planned, plan, outcomes, check, self.name)
+        made.bind(weights)
+        return made
+
+
+def _breaks_at_one(graph: Graph, raised: Box, name: str) -> bool:
+    """Say whether size 1 of a symbol breaks a condition that the sizes from 2 on keep."""
+    lowered = {**raised, name: (1, 1)}
+    return bool(violations(graph, lowered))
+
+
+def _part(
+    name: str, bounds: tuple[int, int], splits: Sequence[str], fixed: Mapping[str, int]
+) -> tuple[int, int]:
+    if name not in splits:
+        return bounds
+    return (1, 1) if name in fixed else (2, bounds[1])
+
+
+def device_of(tensors: Sequence[torch.Tensor]) -> tuple[str | None, int | None]:
+    """Return the device type and index that tensors are on.
+
+    Raises:
+        ConfigError: they are on several device types other than the CPU.
+    """
+    kinds = {t.device for t in tensors}
+    accelerators = {d for d in kinds if d.type != "cpu"}
+    types = {d.type for d in accelerators}
+    if len(types) > 1:
+        raise ConfigError(f"the model is on several device types: {', '.join(sorted(types))}")
+    if accelerators:
+        indices = {d.index for d in accelerators if d.index is not None}
+        return types.pop(), min(indices) if indices else None
+    return ("cpu" if kinds else None), None
+

@@ -1,0 +1,191 @@
+"""Build the report of a compile, and print it for a reader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import evolve
+from torch import fx
+
+from intarsia.capture.conditions import describe_box, text_of
+from intarsia.capture.graph import Graph
+from intarsia.compile.boxes import PlannedBox
+from intarsia.compile.routes import RouteChoice, piece_view
+from intarsia.compile.tasks import Outcome, Scheduler
+from intarsia.config import ResolvedConfig
+from intarsia.interfaces import ConfigChange, PlatformSpec
+from intarsia.report.events import EventStream
+from intarsia.report.records import BoxReport, PieceReport, Report, Setting
+from intarsia.split.canonical import CanonicalPiece
+from intarsia.split.partition import Partition, Piece
+
+Part = tuple[PlannedBox, Partition, Sequence[CanonicalPiece], Sequence[RouteChoice],
+             Mapping[int, Outcome]]  # fmt: skip
+
+
+def build_report(
+    name: str, platform: PlatformSpec, device: str, graphs: Sequence[Graph], parts: Sequence[Part],
+    scheduler: Scheduler, events: EventStream, resolved: ResolvedConfig,
+    changes: Sequence[tuple[str, ConfigChange]], warnings: Sequence[str],
+) -> Report:  # fmt: skip
+    """Return the report of a compile. The pieces are those of the first graph."""
+    _, partition, canonicals, choices, _ = parts[0]
+    called = [p for p in partition.pieces if choices[p.index].compilers]
+    keys = [canonicals[p.index].digest or p.name for p in called]
+    first_seen: dict[tuple[str, str], int] = {}
+    pieces = tuple(
+        _piece_report(p, canonicals[p.index], choices[p.index], parts, first_seen)
+        for p in partition.pieces
+    )
+    return Report(
+        name=name, torch=torch.__version__, platform=platform.name, device=device,
+        pieces=len(partition.pieces), compiled_pieces=len(called), distinct=len(set(keys)),
+        compiler_calls=scheduler.calls, captures=len(graphs), traces=sum(g.traces for g in graphs),
+        fallbacks=scheduler.fallbacks, boxes=tuple(dict(p.box) for p, *_ in parts),
+        seconds=dict(events.seconds), piece_reports=pieces,
+        settings=_settings(resolved, platform, changes), warnings=tuple(warnings),
+        counters=dict(events.counters), reasons=dict(events.reasons),
+    )  # fmt: skip
+
+
+def with_counters(report: Report, events: EventStream) -> Report:
+    """Return a report with the counters as they are now."""
+    return evolve(report, counters=dict(events.counters), reasons=dict(events.reasons))
+
+
+def _piece_report(
+    piece: Piece, form: CanonicalPiece, choice: RouteChoice, parts: Sequence[Part],
+    seen: dict[tuple[str, str], int],
+) -> PieceReport:  # fmt: skip
+    view = piece_view(piece, form)
+    boxes = []
+    for planned, partition, forms, _, outcomes in parts:
+        if piece.index >= len(partition.pieces) or piece.index not in outcomes:
+            continue
+        outcome = outcomes[piece.index]
+        mark = (forms[piece.index].digest or piece.name, repr(forms[piece.index].box(planned.box)))
+        owner = seen.setdefault(mark, piece.index)
+        boxes.append(
+            BoxReport(
+                dict(planned.box), outcome.compiler, owner != piece.index, outcome.result.note,
+                outcome.attempts,
+            )  # fmt: skip
+        )
+    compilers = dict.fromkeys(b.compiler for b in boxes)
+    return PieceReport(
+        index=piece.index, name=piece.name, kind=piece.kind, ops=view.ops, key=form.digest,
+        requested=choice.compilers, compiler=", ".join(compilers) or "as it is",
+        reason=choice.reason, boxes=tuple(boxes), inputs=len(piece.inputs),
+        outputs=len(piece.outputs), nodes=len(piece.nodes), modules=view.modules,
+        source=_source_lines(piece.nodes),
+    )  # fmt: skip
+
+
+def _source_lines(nodes: Sequence[fx.Node]) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    for node in nodes:
+        lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
+        places = [i for i, line in enumerate(lines) if line.startswith("File ")]
+        if places:
+            code = lines[places[-1] + 1] if places[-1] + 1 < len(lines) else ""
+            found.setdefault(f"{lines[places[-1]]}: {code}")
+    return tuple(found)
+
+
+def _settings(
+    resolved: ResolvedConfig, platform: PlatformSpec, changes: Sequence[tuple[str, ConfigChange]]
+) -> tuple[Setting, ...]:
+    reasons = {change.key: f"{plugin}: {change.reason}" for plugin, change in changes}
+    found = []
+    for key, value, origin in resolved.rows():
+        if origin != "default" or key in reasons:
+            found.append(Setting(key, value, value, origin, reasons.get(key, "")))
+    if resolved.config.compilers is None:
+        found.append(Setting("compilers", None, list(platform.compilers), f"platform {platform.name}",
+                             "not set"))  # fmt: skip
+    if resolved.config.platform == "auto":
+        found.append(Setting("platform", "auto", platform.name, "default", "from the model's tensors"))
+    return tuple(found)
+
+
+# -------------------------------------------------------------------------------------------- explain
+
+
+def explain(report: Report, graphs: Sequence[Graph], sources: Mapping[str, str]) -> str:
+    """Return a report as text; `sources` is generated code to print, title -> source."""
+    lines = [
+        f"{report.name}: {report.pieces} pieces, {report.compiled_pieces} compiled, "
+        f"{report.distinct} distinct, {report.compiler_calls} compiler calls",
+        f"platform {report.platform} on {report.device}, torch {report.torch}, "
+        f"{report.captures} capture{'s' * (report.captures != 1)}",
+    ]
+    lines += _symbol_lines(graphs)
+    lines += ["", "settings (requested -> effective, where from):"]
+    lines += [f"  {_setting_line(s)}" for s in report.settings] or ["  all defaults"]
+    lines += ["", "boxes: " + ", ".join(describe_box(b) for b in report.boxes)]
+    lines += ["", "pieces:"]
+    for piece in report.piece_reports:
+        lines += _piece_lines(piece)
+    if report.warnings:
+        lines += ["", "warnings:", *(f"  {w}" for w in report.warnings)]
+    lines += ["", "seconds: " + ", ".join(f"{p} {s:.2f}" for p, s in report.seconds.items())]
+    if report.reasons or report.counters:
+        lines += ["", "on calls:", *(f"  {n}: {c}" for n, c in report.counters.items())]
+        lines += [f"    {reason}: {count}" for reason, count in report.reasons.items()]
+    for title, source in sources.items():
+        lines += ["", f"# {title}", source.rstrip()]
+    return "\n".join(lines)
+
+
+def _symbol_lines(graphs: Sequence[Graph]) -> list[str]:
+    lines = []
+    graph = graphs[0]
+    for symbol in graph.symbols.values():
+        end = "" if symbol.high is None else str(symbol.high)
+        lines.append(f"symbol {symbol.name}: {symbol.low}..{end}, traced at {symbol.hint}")
+    for condition in graph.conditions:
+        lines.append(f"condition {text_of(condition, graph)}, from {condition.where}")
+    return lines
+
+
+def _setting_line(setting: Setting) -> str:
+    change = f"{setting.requested!r}"
+    if setting.effective != setting.requested:
+        change += f" -> {setting.effective!r}"
+    reason = f": {setting.reason}" if setting.reason else ""
+    return f"{setting.key} = {change} ({setting.origin}{reason})"
+
+
+def _piece_lines(piece: PieceReport) -> list[str]:
+    key = piece.key[:12] or "no plain form"
+    asked = f" (asked: {', '.join(piece.requested)})" if piece.requested else ""
+    ops = ", ".join(piece.ops[:6]) + (f", ... {len(piece.ops) - 6} more" if len(piece.ops) > 6 else "")
+    lines = [
+        f"  {piece.index:>3} {piece.kind:<9} {piece.compiler}{asked}, {piece.nodes} nodes, "
+        f"key {key}, {piece.reason}",
+        f"      {ops}",
+    ]
+    for box in piece.boxes:
+        shared = ", shared with an equal piece" if box.shared else ""
+        note = f", {box.note}" if box.note else ""
+        missed = [a for a in box.attempts if a.outcome != "compiled"]
+        if missed or not box.shared:
+            lines.append(f"      {describe_box(box.box)}: {box.compiler}{note}{shared}")
+        lines += [f"        {a.compiler} {a.outcome}: {a.reason}" for a in missed]
+    return lines
+
+
+def piece_source(piece: Piece) -> str:
+    """Return a piece as Python source."""
+    from intarsia.runtime.source import graph_source
+
+    return graph_source(piece.module, piece.name)[0]
+
+
+def as_json(value: Any) -> str:
+    """Return a report as JSON text."""
+    import json
+
+    return json.dumps(value, indent=2, default=str)

@@ -1,0 +1,1 @@
+"""Run: stitching code, bound plans, dispatch."""

@@ -1,0 +1,178 @@
+"""Bound plans: a graph's pieces with weights and callables attached, and the table that dispatches to them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from attrs import define, field, frozen
+
+from intarsia.capture.graph import Graph
+from intarsia.compile.boxes import PlannedBox
+from intarsia.compile.tasks import Outcome
+from intarsia.runtime.check import CheckedCallable
+from intarsia.runtime.source import bind_code, code_of
+from intarsia.runtime.stitch import Stitching
+from intarsia.split.canonical import CanonicalPiece
+from intarsia.split.partition import Partition
+
+Forward = Callable[..., Any]
+_TABLE_LIMIT = 1 << 16
+"""Entries of a dispatch table; a model that sees more sizes than this starts it anew."""
+
+
+@frozen
+class PlannedPiece:
+    """A compiled piece of a plan."""
+
+    index: int
+    canonical: CanonicalPiece
+    weights: Mapping[int, int]
+    """Input index -> the whole graph's placeholder index, for inputs that are weights."""
+
+
+@define
+class Plan:
+    """A partitioned graph and its stitching.
+
+    Attributes:
+        pieces: the pieces that are called, by index.
+        fixed: symbols that this graph was captured at exactly one size of.
+        stitch: `(piece index -> takes one list) -> Stitching`.
+    """
+
+    graph: Graph
+    partition: Partition
+    canonicals: tuple[CanonicalPiece, ...]
+    pieces: tuple[PlannedPiece, ...]
+    fixed: Mapping[str, int]
+    stitch: Callable[[Mapping[int, bool]], Stitching] = field(repr=False)
+    title: str = "plan"
+    _made: dict[frozenset[int], tuple[Stitching, Any]] = field(factory=dict, alias="_made", repr=False)
+
+    def stitched(self, boxed: Mapping[int, bool]) -> tuple[Stitching, Any]:
+        """Return the stitching and its code for callables of which some take one list."""
+        key = frozenset(index for index, takes_list in boxed.items() if takes_list)
+        if key not in self._made:
+            made = self.stitch(boxed)
+            self._made[key] = (made, code_of(made.source, self.title))
+        return self._made[key]
+
+
+@define
+class BoundBox:
+    """A plan bound for one box: the pieces' callables, bound to the weights.
+
+    `forward` is what the table holds: the checking one until a call has gone through it, the plain one
+    from then on.
+    """
+
+    planned: PlannedBox
+    plan: Plan
+    outcomes: Mapping[int, Outcome]
+    check: str
+    name: str
+    forward: Forward = field(init=False)
+    on_checked: Callable[[], None] = field(default=lambda: None)
+    binds: int = 0
+
+    def bind(self, weights: Sequence[Any]) -> None:
+        """Attach weights (one per placeholder of the graph, None for others) and callables."""
+        functions = {p.index: self._bound(p, self.outcomes[p.index], weights)
+                     for p in self.plan.pieces}  # fmt: skip
+        boxed = {i: bool(getattr(f, "boxed_call", False)) for i, f in functions.items()}
+        stitching, code = self.plan.stitched(boxed)
+        names = {name: weights[i] for i, name in stitching.weights.items()}
+        values = {**stitching.space.values, **names}
+        plain = {stitching.pieces[i]: f for i, f in functions.items()}
+        fast = bind_code(code, stitching.name, {**values, **plain})
+        if self.check == "none":
+            self.forward = fast
+            return
+        checked = {
+            stitching.pieces[p.index]: self._checking(p, functions[p.index], boxed[p.index])
+            for p in self.plan.pieces
+        }
+        careful = bind_code(code, stitching.name, {**values, **checked})
+        self.forward = careful if self.check == "always" else self._first(careful, fast)
+
+    def _bound(self, piece: PlannedPiece, outcome: Outcome, weights: Sequence[Any]) -> Forward:
+        function = outcome.result.callable
+        bind = getattr(outcome.instance.compiler, "bind", None)
+        if bind is None:
+            return function
+        self.binds += 1
+        made: Forward = bind(function, {i: weights[p] for i, p in piece.weights.items()})
+        return made
+
+    def _checking(self, piece: PlannedPiece, function: Forward, boxed: bool) -> CheckedCallable:
+        return CheckedCallable(
+            function, piece.canonical.signature(self.planned.box),
+            f"{self.name}.piece_{piece.index}", self.outcomes[piece.index].compiler, boxed,
+        )  # fmt: skip
+
+    def _first(self, careful: Forward, fast: Forward) -> Forward:
+        def first_call(*arguments: Any) -> Any:
+            result = careful(*arguments)
+            self.forward = fast
+            self.on_checked()
+            return result
+
+        return first_call
+
+
+@define
+class Dispatcher:
+    """Finds the bound plan for the sizes of a call, and remembers it.
+
+    Attributes:
+        symbols: their order in the keys of `table`.
+        table: sizes -> forward; the generated entry reads it directly.
+        boxes: best first.
+        uncovered: makes the forward for sizes outside every box.
+    """
+
+    symbols: tuple[str, ...]
+    boxes: Sequence[BoundBox]
+    uncovered: Callable[[Mapping[str, int]], Forward]
+    table: dict[Any, Forward] = field(factory=dict)
+    _lock: threading.Lock = field(factory=threading.Lock, alias="_lock")
+
+    def miss(self, key: Any) -> Forward:
+        """Find the forward for sizes that the table does not have yet."""
+        values = self._values(key)
+        box = self.box_for(values)
+        if box is None:
+            return self.uncovered(values)  # counted and decided anew on each call
+        forward = box.forward
+        with self._lock:
+            if len(self.table) >= _TABLE_LIMIT:
+                self.table.clear()
+            self.table[key] = forward
+        if box.forward is not forward:
+            self.table.pop(key, None)  # it was swapped meanwhile
+        return forward
+
+    def box_for(self, values: Mapping[str, int]) -> BoundBox | None:
+        """Return the best box that holds some sizes, or None."""
+        for box in self.boxes:
+            if box.planned.holds(values):
+                return box
+        return None
+
+    def forget(self) -> None:
+        """Empty the table, after a forward was swapped."""
+        with self._lock:
+            self.table.clear()
+
+    def _values(self, key: Any) -> dict[str, int]:
+        if not self.symbols:
+            return {}
+        numbers = key if len(self.symbols) > 1 else (key,)
+        return dict(zip(self.symbols, numbers, strict=True))
+
+
+def weights_of(graph: Graph) -> list[Any]:
+    """Return the tensor of every placeholder that is a weight or constant, None for the others."""
+    return [entry.value for entry in graph.inputs]

@@ -1,0 +1,302 @@
+"""Stitching: one generated function that runs a graph's pieces in order.
+
+Splitting pieces without a compiler are written out as the calls that they are; compiled pieces are called
+by name. A value is dropped after its last use. Weights are names of the function, not arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import define, field, frozen
+from torch import fx
+
+from intarsia.capture import nodes
+from intarsia.capture.graph import Graph, GraphInput
+from intarsia.capture.structure import Effect, Path, Template, template_source
+from intarsia.compile.signature import size_of
+from intarsia.errors import CaptureError
+from intarsia.runtime.source import Body, Namespace, identifier, literal, number_source
+from intarsia.split.partition import Partition, Piece
+
+
+@frozen
+class Stitching:
+    """The generated function of a graph.
+
+    Attributes:
+        source: its Python source.
+        name: its name in the source.
+        space: the names that it uses, pieces and weights left out.
+        pieces: piece index -> the name that its callable is bound to.
+        weights: placeholder index -> the name that its tensor is bound to.
+        parameters: its parameters.
+    """
+
+    source: str
+    name: str
+    space: Namespace
+    pieces: Mapping[int, str]
+    weights: Mapping[int, str]
+    parameters: tuple[str, ...]
+
+
+def piece_call(name: str, inputs: Sequence[str], boxed: bool) -> str:
+    """Return the call of a compiled piece."""
+    return f"{name}([{', '.join(inputs)}])" if boxed else f"{name}({', '.join(inputs)})"
+
+
+@define
+class _Writer:
+    graph: Graph
+    partition: Partition
+    compiled: Mapping[int, bool]
+    title: str
+    arguments: Mapping[str, str]
+    model: Any = None
+    padded: tuple[str, ...] = ()
+    body: Body = field(factory=lambda: Body(Namespace()))
+    pieces: dict[int, str] = field(factory=dict)
+    weights: dict[int, str] = field(factory=dict)
+    parameters: list[str] = field(factory=list)
+    real: dict[str, str] = field(factory=dict)
+    sizes: dict[str, str] = field(factory=dict)
+
+    def stitching(self, roots: Sequence[str], symbols: Sequence[str]) -> Stitching:
+        self.body._taken.update(roots)
+        self._inputs(roots, symbols)
+        self.real = {s: self.body.fresh(f"real_{s}") for s in symbols} if self.padded else {}
+        self.parameters += [f"{name}=None" for name in self.real.values()]
+        self._pieces()
+        self._result()
+        text = "\n    ".join(self.body.lines)
+        source = f"def forward({', '.join(self.parameters)}):\n    {text}\n"
+        return Stitching(source, "forward", self.body.space, self.pieces, self.weights,
+                         tuple(self.parameters))  # fmt: skip
+
+    # -- inputs
+
+    def _inputs(self, roots: Sequence[str], symbols: Sequence[str]) -> None:
+        self.parameters += [self.body.fresh(identifier(a)) for a in self.arguments.values()]
+        by_path = dict(zip(self.arguments, self.parameters, strict=True))
+        self.parameters += list(roots)
+        sizes = self.sizes = {name: self.body.fresh(name) for name in symbols}
+        self.parameters += list(sizes.values())
+        for index, (node, entry) in enumerate(
+            zip(self.partition.placeholders, self.graph.inputs, strict=True)
+        ):
+            self.body.names[node] = self._input(index, node, entry, by_path, sizes)
+
+    def _input(
+        self, index: int, node: fx.Node, entry: GraphInput, by_path: Mapping[str, str],
+        sizes: Mapping[str, str],
+    ) -> str:  # fmt: skip
+        if entry.kind == "argument":
+            return by_path[str(entry.path)]
+        if entry.kind == "symbol":
+            value = nodes.value_of(node)
+            if isinstance(value, int):
+                return repr(value)
+            return sizes.get(entry.name, "None")  # a symbol that nothing reads
+        name = self.body.fresh(f"w_{entry.name}")
+        self.body._taken.add(name)
+        self.weights[index] = name
+        return name
+
+    # -- pieces
+
+    def _pieces(self) -> None:
+        last = self._last_uses()
+        for piece in self.partition.pieces:
+            if piece.index in self.compiled:
+                self._call(piece)
+            else:
+                self._inline(piece, last)
+            dead = [
+                n for n, where in last.items()
+                if where == piece.index and n in self.body.names and self._droppable(n)
+                and (piece.index in self.compiled or n not in piece.nodes)
+            ]  # fmt: skip
+            self.body.drop(self.body.names[n] for n in dead)
+
+    def _droppable(self, node: fx.Node) -> bool:
+        return node.op != "placeholder" and node.op != "get_attr"
+
+    def _last_uses(self) -> dict[fx.Node, int]:
+        last: dict[fx.Node, int] = {}
+        for piece in self.partition.pieces:
+            for node in piece.inputs:
+                last[node] = piece.index
+            for node in piece.outputs:
+                last.setdefault(node, piece.index)
+        for value in self.partition.result:
+            for node in _nodes_in(value):
+                last.pop(node, None)
+        return last
+
+    def _call(self, piece: Piece) -> None:
+        name = self.body.fresh(piece.name)
+        self.pieces[piece.index] = name
+        inputs = [self.body.names[n] for n in piece.inputs]
+        call = piece_call(name, inputs, self.compiled[piece.index])
+        outputs = [self.body.name_for(n) for n in piece.outputs]
+        if outputs:
+            call = f"{', '.join(outputs)}{',' if len(outputs) == 1 else ''} = {call}"
+        self.body.lines.append(call)
+
+    def _inline(self, piece: Piece, last: Mapping[fx.Node, int]) -> None:
+        inside: dict[fx.Node, fx.Node] = {}
+        kept = set(piece.outputs)
+        for node in piece.nodes:
+            for source in node.all_input_nodes:
+                inside[source] = node
+                self._ready(source)
+        for node in piece.nodes:
+            self.body.run(node)
+            dead = [s for s, at in inside.items() if at is node and s in piece.nodes and s not in kept]
+            if not node.users:
+                self.body.names.pop(node, None)
+            self.body.drop(self.body.names[s] for s in dead)
+        for node in piece.nodes:  # values that nothing reads, here or later
+            if node.users and node not in inside and node not in kept:
+                self.body.drop([self.body.names[node]])
+
+    def _ready(self, node: fx.Node) -> None:
+        """Give a number that is derived from numbers, or an attribute, its expression."""
+        if node in self.body.names or node.op == "placeholder":
+            return
+        if node.op == "get_attr":
+            self.body.run(node)
+        elif nodes.is_scalar_node(node) and not any(node in p.nodes for p in self.partition.pieces):
+            self.body.names[node] = number_source(node, self.body.names, self.body.space)
+
+    # -- result
+
+    def _result(self) -> None:
+        for value in self.partition.result:
+            for node in _nodes_in(value):
+                self._ready(node)
+        values = [literal(v, self.body.names, self.body.space) for v in self.partition.result]
+        if self.real:
+            self._cut_back(values)
+        if self.graph.result is None:
+            self.body.lines.append(f"return ({', '.join(values)}{',' if len(values) == 1 else ''})")
+            return
+        for effect in self.graph.effects:
+            self.body.lines.append(self._effect(effect, values))
+        self.body.lines.append(f"return {self._template(self.graph.result, values)}")
+
+    def _cut_back(self, values: list[str]) -> None:
+        """Cut what padding added off the results."""
+        cuts: list[str] = []
+        for index, node in enumerate(self.partition.result):
+            value = nodes.value_of(node) if isinstance(node, fx.Node) else None
+            if isinstance(value, torch.SymInt):
+                name = str(size_of(value, self.graph.names))
+                if name in self.padded:
+                    cuts.append(f"{values[index]} = {self.real[name]}")
+            if not isinstance(value, torch.Tensor):
+                continue
+            for dim, size in enumerate(value.shape):
+                name = str(size_of(size, self.graph.names))
+                if name in self.padded:
+                    made = self.body.fresh("cut")
+                    cuts.append(f"{made} = {values[index]}.narrow({dim}, 0, {self.real[name]})")
+                    values[index] = made
+        if cuts:
+            first = next(iter(self.real.values()))
+            # Without padding the narrows keep the whole, so that one function serves both.
+            sizes = [f"{r} = {s}" for s, r in zip(self.sizes.values(), self.real.values(), strict=True)]
+            self.body.lines += [f"if {first} is None:", *(f"    {line}" for line in sizes), *cuts]
+
+    def _template(self, template: Template, values: Sequence[str]) -> str:
+        named = {i: e for i, e in enumerate(self.graph.inputs) if e.kind == "weight"}
+        by_name = {n: self.weights[i] for i, e in named.items() for n in e.names}
+        plain = _weights_as_values(template, by_name, self.model)
+        made = template_source(plain, values.__getitem__)
+        renames = {n: self.body.space.bind(v, _hint(v)) for n, v in made.names.items()}
+        return _rename(made.text, renames)
+
+    def _effect(self, effect: Effect, values: Sequence[str]) -> str:
+        value = self._template(effect.template, values)
+        if effect.target.root == "self" and "self" not in self.parameters:
+            return self._model_effect(effect, value)
+        if effect.kind == "contents":
+            target = str(effect.target)
+            if effect.template.kind == "list":
+                return f"{target}[:] = {value}"
+            return f"{target}.clear(); {target}.update({value})"
+        return f"{effect.target} = {value}"
+
+    def _model_effect(self, effect: Effect, value: str) -> str:
+        owner: Any = self.model
+        for _, step in effect.target.steps[:-1]:
+            owner = getattr(owner, step)
+        name = effect.target.steps[-1][1]
+        if isinstance(owner, torch.nn.Module) and name in {**owner._buffers, **owner._parameters}:
+            return self._buffer_effect(effect, owner, name, value)
+        return f"{self.body.space.bind(owner, f'module_{name}')}.{name} = {value}"
+
+    def _buffer_effect(self, effect: Effect, owner: Any, name: str, value: str) -> str:
+        """A buffer that the model replaces: the same object is kept, and written into."""
+        buffer = getattr(owner, name)
+        index = effect.template.ref if effect.template.kind == "value" else None
+        made = nodes.value_of(self.partition.result[index]) if index is not None else None
+        same = isinstance(made, torch.Tensor) and tuple(made.shape) == tuple(buffer.shape)
+        if not same or made.dtype != buffer.dtype:
+            raise CaptureError(
+                f"the model replaces its buffer {effect.target} by another shape or dtype",
+                why="the pieces are bound to the buffer that there was",
+                next_step="Update it in place, or pass it as an argument.",
+                subject=str(effect.target),
+            )
+        bound = self.body.space.bind(owner, f"module_{name}")
+        return f"{bound}.{name}.copy_({value})"
+
+
+def _nodes_in(value: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.map_arg(value, found.append)
+    return found
+
+
+def _hint(value: Any) -> str:
+    if isinstance(value, torch.dtype | torch.device):
+        return str(value).removeprefix("torch.")
+    return str(getattr(value, "__name__", type(value).__name__))
+
+
+def _weights_as_values(template: Template, names: Mapping[str, str], model: Any) -> Template:
+    """Put a weight's variable, or the weight itself where the graph does not use it, in its place."""
+    if template.kind == "weight":
+        if template.ref in names:
+            return Template("argument", names[template.ref])
+        path, _, name = str(template.ref).rpartition(".")
+        return Template("constant", getattr(model.get_submodule(path), name))
+    parts = tuple((k, _weights_as_values(p, names, model)) for k, p in template.parts)
+    return Template(template.kind, template.ref, template.cls, parts)
+
+
+def _rename(text: str, renames: Mapping[str, str]) -> str:
+    for before, after in sorted(renames.items(), key=lambda item: -len(item[0])):
+        text = text.replace(f"\0{before}\0", after)
+    return text
+
+
+def stitch(
+    graph: Graph, partition: Partition, compiled: Mapping[int, bool], *, arguments: Sequence[Path],
+    roots: Sequence[str], symbols: Sequence[str], title: str, model: Any = None,
+    padded: tuple[str, ...] = (),
+) -> Stitching:  # fmt: skip
+    """Return the function that runs a partition.
+
+    Its parameters are the tensors at `arguments`, then the call's own arguments `roots` (from which the
+    result may take objects), then the values of `symbols`; with `padded`, then the sizes before padding
+    or None. `compiled` maps the index of every piece
+    that is called to whether its callable takes one list.
+    """
+    named = {str(p): f"t_{p}" if p.steps else f"t_{p.root}" for p in arguments}
+    writer = _Writer(graph, partition, compiled, title, named, model, padded)
+    return writer.stitching(roots, symbols)
