@@ -23,16 +23,15 @@ from intarsia.compiled import Compiled, Engine
 from intarsia.config import Config, ResolvedConfig, load_config
 from intarsia.errors import CaptureError, ShapeError
 from intarsia.host import Host
-from intarsia.interfaces import ConfigChange, Event, PlatformSpec
+from intarsia.interfaces import Event
 from intarsia.jit import reports
-from intarsia.pipeline import Pipeline, SplitGraph, device_of
-from intarsia.references import resolve_reference
-from intarsia.report import dump as dumping
+from intarsia.pipeline import Pipeline, SplitGraph, effective_settings
+from intarsia.report.dumped import dump_compile
 from intarsia.report.events import EventStream
-from intarsia.report.explain import as_json, build_report, explain, piece_source, with_counters
-from intarsia.runtime.bound import BoundBox, Dispatcher, Plan, weights_of
+from intarsia.report.explain import build_report, explain, with_counters
+from intarsia.runtime.bound import BoundBox, Dispatcher, weights_of
 from intarsia.runtime.contract import NoSymbol, tensor_contracts, write_entry
-from intarsia.runtime.uncovered import Uncovered, check_pad
+from intarsia.runtime.uncovered import Uncovered, check_pad, eager_forward
 from intarsia.split.canonical import written_storages
 
 __all__ = ["Compiled", "compile", "reports"]
@@ -102,9 +101,12 @@ class _Job:
         self.name = name
         self.host = host if host is not None else Host(resolved)
         self.events = EventStream(name, (*listeners, self.host.emit))
-        self.platform, self.device_type, self.device = self._place(resolved)
-        self.changes: tuple[tuple[str, ConfigChange], ...] = ()
-        self.resolved = self._effective(resolved)
+        tensors = _tensors(args, kwargs)
+        if isinstance(model, torch.nn.Module):
+            tensors += [*model.parameters(), *model.buffers()]
+        place = effective_settings(resolved, self.host, tensors)
+        self.platform, self.device_type, self.device = place.platform, place.device_type, place.device
+        self.resolved, self.changes = place.resolved, place.changes
         check_names(self.resolved.config, self.host)
         self.pipeline = Pipeline(
             self.resolved, self.host, self.platform, self.events, self.device, name
@@ -117,25 +119,6 @@ class _Job:
     @property
     def config(self) -> Config:
         return self.resolved.config
-
-    # -- settings
-
-    def _place(self, resolved: ResolvedConfig) -> tuple[PlatformSpec, str, int | None]:
-        tensors = [v for v in _tensors(self.args, self.kwargs)]
-        if isinstance(self.model, torch.nn.Module):
-            tensors += [*self.model.parameters(), *self.model.buffers()]
-        kind, index = device_of(tensors)
-        platform = self.host.choose_platform(kind or "cpu")
-        return platform, kind or platform.device_type, index
-
-    def _effective(self, resolved: ResolvedConfig) -> ResolvedConfig:
-        defaults = dict(self.platform.config_defaults)
-        if defaults:
-            resolved = resolved.with_layer(defaults, f"platform {self.platform.name}")
-        traits = resolve_reference(self.platform.traits, owner=f"platform {self.platform.name}")
-        answer = traits(self.device) if traits is not None else {}
-        resolved, self.changes = self.host.adjust_config(answer, resolved)
-        return resolved
 
     # -- capture
 
@@ -236,8 +219,9 @@ class _Job:
         main = graphs[0]
         assert main.arguments is not None
         uncovered = Uncovered(
-            self.config.uncovered, self.name, main.arguments.parameters, self.model, tensors, symbols,
-            boxes, padded, self.events,
+            self.config.uncovered, self.name, main.arguments.parameters, tensors, symbols, boxes,
+            padded, self.events,
+            eager_forward(self.model, main.arguments.parameters, len(tensors)),
         )  # fmt: skip
         dispatcher = Dispatcher(symbols, boxes, uncovered)
         for box in boxes:
@@ -248,38 +232,16 @@ class _Job:
              for (p, s), o in zip(parts, outcomes, strict=True)],
             scheduler, self.events, self.resolved, self.changes, self.pipeline.warnings,
         )  # fmt: skip
-        plans = list({id(b.plan): b.plan for b in boxes}.values())
         engine = Engine(
             self.name, self.model, entry, main.arguments, tensors, dispatcher, main.frozen,
             self.events, lambda: with_counters(report, self.events),
             lambda code: explain(with_counters(report, self.events), graphs,
                                  _sources(entry, boxes) if code else {}),
         )  # fmt: skip
-        self._dump(report, graphs, splits, entry, boxes, plans)
+        dumped = [s.partition for s in splits]
+        dump_compile(self.config.dump, report, graphs, dumped, _sources(entry, boxes))
         self.events.send("done", message=f"{report.pieces} pieces, {report.distinct} distinct")
         return engine
-
-    def _dump(
-        self, report: Any, graphs: Sequence[Graph], splits: Sequence[SplitGraph], entry: Any,
-        boxes: Sequence[BoundBox], plans: Sequence[Plan],
-    ) -> None:  # fmt: skip
-        if self.config.dump is None and not torch_compat.is_tracing():
-            return
-        files: dict[str, str] = {}
-        for number, graph in enumerate(graphs):
-            suffix = "" if number == 0 else f"_{number}"
-            files[f"graph{suffix}.py"] = graph.module.print_readable(print_output=False)
-        for number, split in enumerate(splits):
-            suffix = "" if number == 0 else f"_{number}"
-            for piece in split.partition.pieces:
-                files[f"{piece.name}{suffix}.py"] = piece_source(piece)
-        files["routes_and_factors.txt"] = explain(report, graphs, {})
-        for title, source in _sources(entry, boxes).items():
-            files[f"{title.replace(' ', '_')}.py"] = source
-        files["report.json"] = as_json(report.to_dict())
-        dumping.write_trace(self.name, files)
-        if self.config.dump is not None:
-            dumping.write_dump(self.config.dump, self.name, files)
 
 
 def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
@@ -331,7 +293,7 @@ def _output_sizes(graph: Graph) -> list[list[int | str]]:
 def _sources(entry: Any, boxes: Sequence[BoundBox]) -> dict[str, str]:
     found = {"entry": entry.source}
     for box in boxes:
-        for number, (stitching, _) in enumerate(box.plan._made.values()):
+        for number, (stitching, _) in enumerate(box.plan.made()):
             fixed = "".join(f" {n}={v}" for n, v in box.plan.fixed.items())
             found[f"stitching{fixed} {number}"] = stitching.source
     return found

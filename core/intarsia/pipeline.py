@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 
 from intarsia.capture.conditions import describe_box, refusal, violations
 from intarsia.capture.graph import Graph
@@ -18,7 +18,7 @@ from intarsia.compile.tasks import Outcome, Scheduler, Task
 from intarsia.config import Config, ResolvedConfig
 from intarsia.errors import ConfigError
 from intarsia.host import Host
-from intarsia.interfaces import Box, PlatformSpec
+from intarsia.interfaces import Box, ConfigChange, PlatformSpec
 from intarsia.references import resolve_reference
 from intarsia.report.events import EventStream
 from intarsia.runtime.bound import BoundBox, Plan, PlannedPiece
@@ -247,6 +247,35 @@ def _part(
     if name not in splits:
         return bounds
     return (1, 1) if name in fixed else (2, bounds[1])
+
+
+@frozen
+class Place:
+    """Where a model is compiled for, and the settings in effect there."""
+
+    platform: PlatformSpec
+    device_type: str
+    device: int | None
+    resolved: ResolvedConfig
+    changes: tuple[tuple[str, ConfigChange], ...]
+
+
+def effective_settings(
+    resolved: ResolvedConfig, host: Host, tensors: Sequence[torch.Tensor]
+) -> Place:
+    """Return the platform for some tensors, and the settings with its defaults and plugins' changes.
+
+    Raises:
+        ConfigError, PluginError: there is no usable platform, or a plugin wants to override the user.
+    """
+    kind, index = device_of(tensors)
+    platform = host.choose_platform(kind or "cpu")
+    defaults = dict(platform.config_defaults)
+    if defaults:
+        resolved = resolved.with_layer(defaults, f"platform {platform.name}")
+    traits = resolve_reference(platform.traits, owner=f'platform "{platform.name}"')
+    resolved, changes = host.adjust_config(traits(index) if traits is not None else {}, resolved)
+    return Place(platform, kind or platform.device_type, index, resolved, changes)
 
 
 def device_of(tensors: Sequence[torch.Tensor]) -> tuple[str | None, int | None]:

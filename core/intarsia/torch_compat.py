@@ -169,6 +169,13 @@ def _guard_entry(guard: Any) -> tuple[str, str]:
     return name, str(kind)
 
 
+def placeholder_source(node: torch.fx.Node) -> str:
+    """Return Dynamo's source of a graph input while its backend runs; "" where it has none."""
+    argument = node.meta.get("grapharg")
+    source = getattr(argument, "source", None)
+    return "" if source is None else source_name(source)
+
+
 def is_static_placeholder(node: torch.fx.Node) -> bool:
     """Say whether Dynamo passes a parameter or buffer through this placeholder."""
     value = node.meta.get("example_value")
@@ -223,8 +230,8 @@ def marks_restored(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
 
 
 def all_symbols(shape_env: Any) -> list[Any]:
-    """Return every symbol that tracing made."""
-    return list(shape_env.var_to_range)
+    """Return every integer symbol that tracing made."""
+    return [symbol for symbol in shape_env.var_to_range if symbol.is_integer]
 
 
 def is_unbacked(symbol: Any) -> bool:
@@ -362,7 +369,10 @@ def symbol_range(shape_env: Any, symbol: Any) -> tuple[int, int | None]:
     if found is None:
         return 0, None
     low, high = found.lower, found.upper
-    return int(low), int(high) if high.is_Integer else None
+    return (
+        int(low) if getattr(low, "is_Integer", False) else -UNBOUNDED,
+        int(high) if getattr(high, "is_Integer", False) else None,
+    )
 
 
 def replacements(shape_env: Any) -> dict[Any, Any]:

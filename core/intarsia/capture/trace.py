@@ -457,7 +457,9 @@ class _module_restored:  # noqa: N801  (a context manager, used like a function)
         for (_, module), before in zip(self.modules, self.saved, strict=True):
             for table in ("_buffers", "_parameters"):
                 live = getattr(module, table)
-                if live != before[table] or list(live) != list(before[table]):
+                if [(k, id(v)) for k, v in live.items()] != [
+                    (k, id(v)) for k, v in before[table].items()
+                ]:
                     live.clear()
                     live.update(before[table])
             tables = {k: getattr(module, k) for k in ("_buffers", "_parameters")}

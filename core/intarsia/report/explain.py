@@ -175,17 +175,3 @@ def _piece_lines(piece: PieceReport) -> list[str]:
             lines.append(f"      {describe_box(box.box)}: {box.compiler}{note}{shared}")
         lines += [f"        {a.compiler} {a.outcome}: {a.reason}" for a in missed]
     return lines
-
-
-def piece_source(piece: Piece) -> str:
-    """Return a piece as Python source."""
-    from intarsia.runtime.source import graph_source
-
-    return graph_source(piece.module, piece.name)[0]
-
-
-def as_json(value: Any) -> str:
-    """Return a report as JSON text."""
-    import json
-
-    return json.dumps(value, indent=2, default=str)

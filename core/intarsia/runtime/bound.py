@@ -51,6 +51,10 @@ class Plan:
     title: str = "plan"
     _made: dict[frozenset[int], tuple[Stitching, Any]] = field(factory=dict, alias="_made", repr=False)
 
+    def made(self) -> list[tuple[Stitching, Any]]:
+        """Return the stitchings that were needed so far."""
+        return list(self._made.values())
+
     def stitched(self, boxed: Mapping[int, bool]) -> tuple[Stitching, Any]:
         """Return the stitching and its code for callables of which some take one list."""
         key = frozenset(index for index, takes_list in boxed.items() if takes_list)

@@ -271,10 +271,10 @@ def _hint(value: Any) -> str:
 def _weights_as_values(template: Template, names: Mapping[str, str], model: Any) -> Template:
     """Put a weight's variable, or the weight itself where the graph does not use it, in its place."""
     if template.kind == "weight":
-        if template.ref in names:
-            return Template("argument", names[template.ref])
+        if template.ref in names:  # results never require grad, not even the weights themselves
+            return Template("argument", f"{names[template.ref]}.detach()")
         path, _, name = str(template.ref).rpartition(".")
-        return Template("constant", getattr(model.get_submodule(path), name))
+        return Template("constant", getattr(model.get_submodule(path), name).detach())
     parts = tuple((k, _weights_as_values(p, names, model)) for k, p in template.parts)
     return Template(template.kind, template.ref, template.cls, parts)
 

@@ -24,20 +24,20 @@ class Uncovered:
     Attributes:
         policy: "general", "pad", "eager" or "error". A general compilation is a box itself, so what
             comes here under "general" is outside what the contract allows, or has a size 0.
-        parameters: the model's own, to call it eagerly.
-        model: what is called eagerly.
+        parameters: the model's own; their values follow the tensors among a forward's arguments.
+        eager: runs the model eagerly on a forward's arguments.
         tensors: the contracts of the tensors that come first among a forward's arguments.
     """
 
     policy: str
     name: str
     parameters: Sequence[Parameter]
-    model: Any
     tensors: Sequence[TensorContract]
     symbols: tuple[str, ...]
     boxes: Sequence[BoundBox]
     padded: tuple[str, ...]
     events: EventStream
+    eager: Forward
 
     def __call__(self, values: Mapping[str, int]) -> Forward:
         """Return the forward for sizes outside every box.
@@ -59,7 +59,7 @@ class Uncovered:
                 f'"{self.policy}"); further ones are only counted',
                 kind="uncovered", sizes=dict(values),
             )  # fmt: skip
-        return self._eager
+        return self.eager
 
     def _error(self, shown: str) -> ContractError:
         boxes = ", ".join(describe_box(b.planned.box) for b in self.boxes)
@@ -69,13 +69,6 @@ class Uncovered:
             next_step="Add a box or size for it, or choose another policy for uncovered.",
             subject=shown,
         )
-
-    def _eager(self, *arguments: Any) -> Any:
-        first = len(self.tensors)
-        roots = arguments[first : first + len(self.parameters)]
-        values = {p.name: v for p, v in zip(self.parameters, roots, strict=True)}
-        args, kwargs = Call(tuple(self.parameters), values).split()
-        return self.model(*args, **kwargs)
 
     # -- pad
 
@@ -127,6 +120,18 @@ def _grown(tensor: torch.Tensor, dims: Sequence[tuple[int, int]]) -> torch.Tenso
     grown = tensor.new_zeros(shape)
     grown[tuple(slice(0, n) for n in tensor.shape)].copy_(tensor)
     return grown
+
+
+def eager_forward(model: Any, parameters: Sequence[Parameter], tensors: int) -> Forward:
+    """Return a forward that calls the model itself with the call's own arguments."""
+
+    def run(*arguments: Any) -> Any:
+        roots = arguments[tensors : tensors + len(parameters)]
+        values = {p.name: v for p, v in zip(parameters, roots, strict=True)}
+        args, kwargs = Call(tuple(parameters), values).split()
+        return model(*args, **kwargs)
+
+    return run
 
 
 def check_pad(

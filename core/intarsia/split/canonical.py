@@ -36,6 +36,7 @@ class CanonicalPiece:
         encoded: the graph as plain data, or None.
         inputs, outputs: metadata with renamed symbols.
         symbols: the user's names of the symbols, in the order of their new names d0, d1...
+        ranges: what the contract allows of each symbol, for those that no box mentions.
         mutated: indices of the inputs that are written.
         why_opaque: why there is no plain form, or "".
     """
@@ -45,12 +46,14 @@ class CanonicalPiece:
     inputs: tuple[ValueInfo, ...]
     outputs: tuple[ValueInfo, ...]
     symbols: tuple[str, ...]
+    ranges: tuple[tuple[int, int], ...]
     mutated: tuple[int, ...]
     why_opaque: str = ""
 
     def box(self, box: Box) -> Box:
         """Return the part of a box that concerns this piece, under the new names."""
-        return {f"d{i}": box[name] for i, name in enumerate(self.symbols) if name in box}
+        known = zip(self.symbols, self.ranges, strict=True)
+        return {f"d{i}": box.get(name, bounds) for i, (name, bounds) in enumerate(known)}
 
     def signature(self, box: Box, options: Mapping[str, Any] | None = None) -> PieceSignature:
         """Return the piece's signature for a box under the user's names."""
@@ -82,7 +85,13 @@ def canonical(piece: Piece, graph: Graph, kinds: Mapping[fx.Node, GraphInput]) -
     if encoded is not None:
         content = [encoded, [repr(i) for i in inputs], [repr(o) for o in outputs], mutated]
         digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    return CanonicalPiece(digest, encoded, inputs, outputs, tuple(order), mutated, why)
+    return CanonicalPiece(digest, encoded, inputs, outputs, tuple(order),
+                          tuple(_range(graph, name) for name in order), mutated, why)  # fmt: skip
+
+
+def _range(graph: Graph, name: str) -> tuple[int, int]:
+    symbol = graph.symbols[name]
+    return symbol.low, torch_compat.UNBOUNDED if symbol.high is None else symbol.high
 
 
 def _extra(source: GraphInput | None, alias: int | None) -> dict[str, Any]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from intarsia import torch_compat
+from intarsia.capture.graph import Graph
+from intarsia.report.explain import explain
+from intarsia.report.records import Report
+from intarsia.runtime.source import graph_source
+from intarsia.split.partition import Partition
 
 
 def write_dump(folder: str, name: str, files: Mapping[str, str]) -> Path:
@@ -44,3 +50,29 @@ def write_trace(name: str, files: Mapping[str, str]) -> None:
     for title, text in files.items():
         encoding = "json" if title.endswith(".json") else "string"
         torch_compat.trace_artifact(f"intarsia_{name}_{title}", text, encoding)
+
+
+def dump_compile(
+    folder: str | None, report: Report, graphs: Sequence[Graph], partitions: Sequence[Partition],
+    sources: Mapping[str, str],
+) -> None:  # fmt: skip
+    """Dump a compile to a folder (None: to none) and to whoever collects torch's traces."""
+    if folder is None and not torch_compat.is_tracing():
+        return
+    files: dict[str, str] = {}
+    for number, graph in enumerate(graphs):
+        files[f"graph{_suffix(number)}.py"] = graph.module.print_readable(print_output=False)
+    for number, partition in enumerate(partitions):
+        for piece in partition.pieces:
+            files[f"{piece.name}{_suffix(number)}.py"] = graph_source(piece.module, piece.name)[0]
+    files["routes_factors_times.txt"] = explain(report, graphs, {})
+    for title, source in sources.items():
+        files[f"{title.replace(' ', '_')}.py"] = source
+    files["report.json"] = json.dumps(report.to_dict(), indent=2, default=str)
+    write_trace(report.name, files)
+    if folder is not None:
+        write_dump(folder, report.name, files)
+
+
+def _suffix(number: int) -> str:
+    return "" if number == 0 else f"_{number}"

@@ -1,0 +1,105 @@
+"""Shows what a compile did: one line of totals, one row for each piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from intarsia.cli.table import render_table
+
+if TYPE_CHECKING:
+    from intarsia.report.records import BoxReport, PieceReport, Report
+
+__all__ = ["box_text", "compilers_text", "report_text", "seconds_text", "totals_text"]
+
+_MAX_BOXES = 3
+_NO_END = 2**62
+"""A range that ends beyond this has no end that anybody asked for."""
+
+
+def report_text(report: Report) -> str:
+    """Return the whole report as text."""
+    lines = [totals_text(report), seconds_text(report), "", pieces_table(report)]
+    lines += [f"warning: {warning}" for warning in report.warnings]
+    return "\n".join(lines)
+
+
+def totals_text(report: Report) -> str:
+    """Return the counts in one line."""
+    return (
+        f"{report.name}: {_count(report.pieces, 'piece')}, {report.compiled_pieces} compiled, "
+        f"{report.distinct} distinct; {_count(report.compiler_calls, 'compiler call')}, "
+        f"{_count(report.fallbacks, 'fallback')}; platform {report.platform}, torch {report.torch}"
+    )
+
+
+def seconds_text(report: Report) -> str:
+    """Return the seconds of each phase in one line."""
+    phases = ", ".join(f"{phase} {spent:.2f}" for phase, spent in report.seconds.items())
+    return f"seconds: {phases}; together {sum(report.seconds.values()):.2f}"
+
+
+def compilers_text(report: Report) -> str:
+    """Return which compiler got how many pieces."""
+    counts: dict[str, int] = {}
+    for piece in report.piece_reports:
+        counts[piece.compiler] = counts.get(piece.compiler, 0) + 1
+    return ", ".join(f"{name} ({count})" for name, count in counts.items())
+
+
+def pieces_table(report: Report) -> str:
+    """Return the table of pieces."""
+    columns = ("piece", "kind", "nodes", "compiler", "equal to", "boxes", "from", "note")
+    return render_table(columns, _rows(report.piece_reports))
+
+
+def _rows(pieces: tuple[PieceReport, ...]) -> Iterator[tuple[Any, ...]]:
+    first: dict[str, int] = {}
+    for piece in pieces:
+        same = first.setdefault(piece.key, piece.index) if piece.key else piece.index
+        yield (
+            piece.index,
+            piece.kind,
+            piece.nodes,
+            piece.compiler,
+            "" if same == piece.index else f"piece {same}",
+            _boxes(piece.boxes),
+            _origin(piece),
+            _note(piece),
+        )
+
+
+def _boxes(boxes: tuple[BoxReport, ...]) -> str:
+    shown = [box_text(item.box) for item in boxes[:_MAX_BOXES]]
+    more = len(boxes) - len(shown)
+    return " ".join([*filter(None, shown), *([f"+{more} more"] if more > 0 else [])])
+
+
+def box_text(box: Mapping[str, tuple[int, int]]) -> str:
+    """Return a box the way people write it: `tokens=1..8`, or `tokens=1..` without an end."""
+    return ",".join(
+        f"{symbol}={low}" if low == high else f"{symbol}={low}..{high if high < _NO_END else ''}"
+        for symbol, (low, high) in box.items()
+    )
+
+
+def _origin(piece: PieceReport) -> str:
+    if piece.kind == "splitting":
+        return ", ".join(dict.fromkeys(piece.ops))
+    places = [*piece.modules, *piece.source]
+    return places[0] if places else ""
+
+
+def _note(piece: PieceReport) -> str:
+    """Return why a piece did not get the first compiler of its route."""
+    failed = (
+        f"{attempt.compiler} {attempt.outcome}: {attempt.reason}"
+        for box in piece.boxes
+        for attempt in box.attempts
+        if attempt.outcome != "compiled"
+    )
+    return next(failed, "")
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
