@@ -1,10 +1,10 @@
-"""Measures what listing plugins costs: CPU time above `import importlib_metadata, attrs, pluggy`.
+"""Measures what `intarsia plugins --json` costs: CPU time above `import importlib_metadata, attrs, pluggy`.
 
     python tests/benchmarks/discovery.py [--json FILE] [--plugins 0 25 50] [--repeat N]
 
 Each measurement is a process of its own with N toy distributions on its path, and what is reported is the
 median. The baseline is measured in the same process, just before. Every toy module writes a file when it
-is imported, so a single import would be seen.
+is imported, and raises, so a single import would be seen.
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ sys.path.insert(0, sys.argv[1])
 start = time.process_time()
 import importlib_metadata, attrs, pluggy
 base = time.process_time()
-import json
-from intarsia.plugin_status import list_plugins
-text = json.dumps([status.to_dict() for status in list_plugins()])
+from intarsia.cli import main
+code = main(["plugins", "--json"])
 end = time.process_time()
-toys = sum(status["distribution"].startswith("toy-") for status in json.loads(text))
+import json
 print(json.dumps({
     "baseline_ms": (base - start) * 1e3,
     "above_ms": (end - base) * 1e3,
-    "listed": toys,
+    "code": code,
     "torch": "torch" in sys.modules,
-}))
+}), file=sys.stderr)
 """
 
 
@@ -54,6 +53,7 @@ def install(site: Path, count: int) -> None:
         info.joinpath("entry_points.txt").write_text(f"[intarsia]\ntoy{number} = toy_{number}\n")
         site.joinpath(f"toy_{number}.py").write_text(
             f"import pathlib\npathlib.Path(__file__).with_name('imported-{number}').touch()\n"
+            "raise RuntimeError('broken')\n"
         )
 
 
@@ -79,8 +79,13 @@ def _run(site: Path) -> dict[str, Any]:
     environ = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     environ = {k: v for k, v in environ.items() if not k.startswith("INTARSIA_")}
     command = [sys.executable, "-c", MEASURED, str(site)]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout)
+    done = subprocess.run(
+        command, env=environ, capture_output=True, text=True, check=True, cwd=site
+    )
+    result: dict[str, Any] = json.loads(done.stderr)
+    assert result["code"] == 0
+    listed = json.loads(done.stdout)
+    result["listed"] = sum(status["distribution"].startswith("toy-") for status in listed)
     return result
 
 
