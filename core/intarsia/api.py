@@ -11,9 +11,10 @@ import torch
 
 from intarsia import torch_compat
 from intarsia.capture import nodes
-from intarsia.capture.conditions import check_box
+from intarsia.capture.conditions import check_box, fixing_condition
 from intarsia.capture.dynamic import Dynamic, named_dims
 from intarsia.capture.graph import Graph
+from intarsia.capture.regions import regional_trace
 from intarsia.capture.trace import bind_call, capture, describe
 from intarsia.compile.boxes import PlannedBox
 from intarsia.compile.routes import check_names
@@ -146,23 +147,23 @@ class _Job:
         ranges = {n: (low, high) for n, (low, high) in self.config.dynamic_ranges.items()}
         with self.events.phase("capture"):
             return capture(
-                self.model, self.args, self.kwargs, dynamic=self.dynamic, ranges=ranges, fixed=fixed
-            )
+                self.model, self.args, self.kwargs, dynamic=self.dynamic, ranges=ranges, fixed=fixed,
+                trace=regional_trace(self._note) if self.config.regional else None,
+            )  # fmt: skip
+
+    def _note(self, text: str) -> None:
+        self.pipeline.warnings.append(text)  # in the report; the result is the same, only slower
 
     def _refuse_fixed(self, graph: Graph) -> None:
         """Refuse a dimension that was named dynamic and that tracing nevertheless fixed."""
         for name in dict.fromkeys(self.named.values()):
-            symbol = graph.symbols.get(name)
+            fixed = fixing_condition(graph, name)
             asked = self.config.dynamic_ranges.get(name)
-            if symbol is not None and (symbol.low != symbol.high or asked == (symbol.low, symbol.low)):
+            if fixed is None or (asked is not None and asked[0] == asked[1]):
                 continue
-            if symbol is None and not _is_used(graph, name, self.named):
-                continue
-            reasons = [c.where for c in graph.conditions if _fixes(graph, c, name)]
             raise ShapeError(
                 f'the symbol "{name}" cannot be dynamic',
-                why=f"tracing fixed it to one size at {reasons[0]}" if reasons else
-                "tracing fixed it to the example's size",
+                why=f"tracing fixed it to one size at {fixed.where}",
                 next_step="Leave it out of dynamic, or take the loop or branch over it out of the model.",
                 subject=name,
             )  # fmt: skip
@@ -257,25 +258,13 @@ def _mutated_arguments(graph: Graph) -> list[str]:
     found = []
     holes = [n for n in graph.module.graph.nodes if n.op == "placeholder"]
     for hole, entry in zip(holes, graph.inputs, strict=True):
-        value = nodes.value_of(hole)
-        if entry.kind == "argument" and isinstance(value, torch.Tensor):
-            if torch_compat.storage_id(value) in written:
-                found.append(str(entry.path))
+        if entry.kind == "argument" and nodes.storage_of(hole) in written:
+            found.append(str(entry.path))
     return found
 
 
 def _used(tensors: Any) -> set[str]:
     return {size for contract in tensors for size in contract.shape if isinstance(size, str)}
-
-
-def _is_used(graph: Graph, name: str, named: Mapping[tuple[str, int], str]) -> bool:
-    paths = {path for (path, _), symbol in named.items() if symbol == name}
-    return any(str(entry.path) in paths for entry in graph.inputs if entry.path is not None)
-
-
-def _fixes(graph: Graph, condition: Any, name: str) -> bool:
-    symbols = {s for s, n in graph.names.items() if n == name}
-    return bool(symbols & condition.expression.free_symbols)
 
 
 def _output_sizes(graph: Graph) -> list[list[int | str]]:

@@ -66,6 +66,8 @@ class FrameCapture:
         sources: Dynamo's source of each graph input ("L['ids']", "L['ids'].size()[0]").
         rebuild: `(graph function) -> callable` that takes the frame's own arguments, calls the graph
             function on the graph's inputs, and rebuilds the frame's result from what that returns.
+        extra_inputs: the values of placeholders at the end that the frame's own Python does not pass.
+        traced_root: what stood for `root` while tracing, where that was another object.
     """
 
     module: torch.fx.GraphModule | None
@@ -78,6 +80,8 @@ class FrameCapture:
     sources: tuple[str, ...]
     rebuild: Callable[[Callable[..., Any]], Callable[..., Any]]
     f_globals: Mapping[str, Any] = field(factory=dict)
+    extra_inputs: tuple[Any, ...] = ()
+    traced_root: Any = None
 
 
 @contextlib.contextmanager
@@ -142,6 +146,34 @@ def capture_frame(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         rebuild=rebuild,
         f_globals=captured.f_globals,
     )
+
+
+@contextlib.contextmanager
+def allowed_in_graph(functions: Sequence[Callable[..., Any]]) -> Iterator[None]:
+    """Let Dynamo put calls of some functions into graphs as they are, and forget it afterwards."""
+    import torch._dynamo
+    from torch._dynamo import trace_rules
+
+    for function in functions:
+        torch._dynamo.allow_in_graph(function)
+    try:
+        yield
+    finally:
+        for function in functions:
+            trace_rules._allowed_callable_ids.remove(id(function))
+
+
+def makes_unbacked(node: torch.fx.Node) -> bool:
+    """Say whether a node's value has a size that depends on data."""
+    return bool(node.meta.get("unbacked_bindings")) or _has_unbacked(node.meta.get("example_value"))
+
+
+def _has_unbacked(value: Any) -> bool:
+    if isinstance(value, torch.SymInt):
+        return any(is_unbacked(s) for s in value.node.expr.free_symbols)
+    if isinstance(value, torch.Tensor):
+        return any(_has_unbacked(s) for s in value.shape)
+    return isinstance(value, tuple | list) and any(_has_unbacked(v) for v in value)
 
 
 def _input_sources(captured: Any, backend: Any) -> tuple[str, ...]:
@@ -248,6 +280,18 @@ def equal(left: Any, right: Any) -> Any:
     return sympy.Eq(left, right)
 
 
+def fixed_symbol(condition: Any) -> Any:
+    """Return the symbol that a condition leaves only one value, or None."""
+    import sympy
+
+    if not isinstance(condition, sympy.Eq):
+        return None
+    left, right = condition.args
+    if left.is_Symbol and right.is_Integer:
+        return left
+    return right if right.is_Symbol and left.is_Integer else None
+
+
 def integer(value: int) -> Any:
     """Return sympy's integer."""
     import sympy
@@ -281,6 +325,18 @@ def free_names(size: str) -> list[str]:
         return [size]
     parsed = parse_expression(size, {})
     return sorted(str(s) for s in parsed.free_symbols)
+
+
+def substituted(size: str, values: Mapping[str, int]) -> int | str:
+    """Return a size expression as text with some symbols replaced by numbers."""
+    if size in values:
+        return values[size]
+    parsed = parse_expression(size, {})
+    numbers = {s: values[str(s)] for s in parsed.free_symbols if str(s) in values}
+    if not numbers:
+        return size
+    made = parsed.xreplace({s: integer(n) for s, n in numbers.items()})
+    return int(made) if made.is_Integer else str(made)
 
 
 def size_source(size: str, variables: Mapping[str, str]) -> str:
@@ -373,6 +429,18 @@ def symbol_range(shape_env: Any, symbol: Any) -> tuple[int, int | None]:
         int(low) if getattr(low, "is_Integer", False) else -UNBOUNDED,
         int(high) if getattr(high, "is_Integer", False) else None,
     )
+
+
+def bounds(shape_env: Any, symbol: Any) -> list[Any]:
+    """Return the ends of the range that tracing narrowed a symbol to, as conditions.
+
+    A lower end up to 2 is left out: torch puts it there for every size, asked for or not.
+    """
+    import sympy
+
+    low, high = symbol_range(shape_env, symbol)
+    found = [sympy.Ge(symbol, low)] if low > 2 else []
+    return [*found, sympy.Le(symbol, high)] if high is not None else found
 
 
 def replacements(shape_env: Any) -> dict[Any, Any]:
@@ -652,6 +720,7 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch._dynamo.config:side_effect_replay_policy",
         "torch._dynamo:maybe_mark_dynamic",
         "torch._dynamo.source:ConstantSource",
+        "torch._dynamo.trace_rules:_allowed_callable_ids.remove",
         "torch.fx.experimental._config:backed_size_oblivious",
         "torch.fx.experimental.symbolic_shapes:ShapeEnv.create_symbol",
         "torch.fx.experimental.symbolic_shapes:DimDynamic",

@@ -7,7 +7,7 @@ must hold over the whole of a box, or the box is refused with the condition and 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from intarsia import torch_compat
@@ -33,7 +33,9 @@ def violations(graph: Graph, box: Box) -> list[Condition]:
 def _ranges(graph: Graph, box: Box) -> dict[Any, tuple[int, int]]:
     found: dict[Any, tuple[int, int]] = {}
     for symbol, name in graph.names.items():
-        known = graph.symbols[name]
+        known = graph.symbols.get(name)
+        if known is None:
+            continue  # replaced by other symbols, also in the conditions
         top = torch_compat.UNBOUNDED if known.high is None else known.high
         found[symbol] = tuple(box.get(name, (known.low, top)))  # type: ignore[assignment]
     return found
@@ -66,6 +68,48 @@ def _by_points(
         if not bool(expression.xreplace(numbers)):
             return False
     return True
+
+
+def fixing_condition(graph: Graph, name: str) -> Condition | None:
+    """Return the condition that leaves a symbol only one size, or None."""
+    symbols = {s for s, n in graph.names.items() if n == name}
+    for condition in graph.conditions:
+        if torch_compat.fixed_symbol(condition.expression) in symbols:
+            return condition
+    return None
+
+
+def widest_box(graph: Graph, planned: Box) -> Box:
+    """Return a box around the traced sizes, inside another one, in which every condition holds."""
+    hints = {n: min(max(graph.symbols[n].hint, low), high) for n, (low, high) in planned.items()}
+    box: dict[str, tuple[int, int]] = {n: (hint, hint) for n, hint in hints.items()}
+    for name, (low, high) in planned.items():
+        hint = hints[name]
+        top = _furthest(lambda end: {**box, name: (hint, end)}, graph, hint, high)  # noqa: B023
+        box[name] = (hint, top)
+        bottom = _furthest(lambda end: {**box, name: (end, top)}, graph, hint, low)  # noqa: B023
+        box[name] = (bottom, top)
+    return box
+
+
+def _furthest(box_to: Callable[[int], Box], graph: Graph, start: int, end: int) -> int:
+    """Return how far from `start` towards `end` a box can reach; a part of a valid box is valid."""
+    if not violations(graph, box_to(end)):
+        return end
+    step, good = 1, start
+    sign = 1 if end > start else -1
+    while abs(good - start) + step < abs(end - start) and not violations(
+        graph, box_to(start + sign * (abs(good - start) + step))
+    ):
+        good = start + sign * (abs(good - start) + step)
+        step *= 2
+    while step:  # the last step that worked, made exact by halving
+        reach = abs(good - start) + step
+        if reach < abs(end - start) and not violations(graph, box_to(start + sign * reach)):
+            good = start + sign * reach
+        else:
+            step //= 2
+    return good
 
 
 def check_box(graph: Graph, box: Box) -> None:

@@ -73,6 +73,26 @@ def frozen_values(capture: FrameCapture) -> tuple[list[FrozenValue], list[str]]:
     return list(found.values()), sorted(set(opaque))
 
 
+def is_value_guard(kind: str) -> bool:
+    """Say whether a guard of a kind is about a value that can be read again and compared."""
+    return kind in _VALUE_GUARDS
+
+
+_UNREADABLE = object()
+
+
+def read_source(capture: FrameCapture, source: str, kind: str) -> Any:
+    """Return the value of a source as a guard of some kind sees it; equal marks where it has none."""
+    code = _compiled(source)
+    if code is None:
+        return _UNREADABLE
+    try:
+        value = _reader(code, kind, _scope(capture))()
+    except Exception:  # Dynamo's sources may name helpers of its own
+        return _UNREADABLE
+    return value if _is_plain(value) or isinstance(value, torch.Tensor) else id(value)
+
+
 def _modules(root: Any) -> list[tuple[str, torch.nn.Module]]:
     return list(root.named_modules()) if isinstance(root, torch.nn.Module) else []
 

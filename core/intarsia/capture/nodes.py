@@ -40,6 +40,22 @@ def value_of(node: fx.Node) -> Any:
     return meta.get("val") if value is None else value
 
 
+STORAGE = "intarsia_storage"
+"""Metadata key: the identity of a node's storage, where it is not that of its fake value."""
+
+
+def storage_of(node: Any) -> Any:
+    """Return what nodes share whose tensors share memory; None for what is no strided tensor."""
+    if not isinstance(node, fx.Node):
+        return None
+    if STORAGE in node.meta:
+        return node.meta[STORAGE]
+    value = value_of(node)
+    if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+        return torch_compat.storage_id(value)
+    return None
+
+
 def operation(node: fx.Node) -> str:
     """Return a node's operation as users write it: "aten::mm", "torch.relu", ".view", "operator.add"."""
     if node.op == "call_method":

@@ -196,8 +196,9 @@ class _Reader:
 
     def graph(self) -> Graph:
         run = self._rebuild()
+        values_in = (*run.inputs, *self.frame.extra_inputs)
         inputs = [self._input(hole, value, source) for hole, value, source in
-                  zip(self.holes, run.inputs, self.frame.sources, strict=True)]  # fmt: skip
+                  zip(self.holes, values_in, self.frame.sources, strict=True)]  # fmt: skip
         names = self._names(inputs)
         inputs = [self._named_symbol(i, h, names) for i, h in zip(inputs, self.holes, strict=True)]
         values, opaque = frozen_values(self.frame)
@@ -257,24 +258,40 @@ class _Reader:
         return names
 
     def _symbols(self, names: Mapping[Any, str]) -> dict[str, Symbol]:
+        replaced = torch_compat.replacements(self.env)
+        readable = self._readable(names)
         found: dict[str, Symbol] = {}
         for symbol, name in names.items():
-            low, high = torch_compat.symbol_range(self.env, symbol)
-            wanted = self.ranges.get(name)
-            if wanted is not None:
-                low, high = max(low if low > 2 else 0, wanted[0]), _least(high, wanted[1])
-            elif low <= 2:
-                low = 0  # where it is real, the branch that made it is a condition of its own
-            data_dependent = torch_compat.is_unbacked(symbol)
+            value = replaced.get(symbol)
+            if value is not None and not getattr(value, "is_Integer", False):
+                continue  # it is another symbol's size, or computed from others
             hint = self.hints.get(name) or torch_compat.hint_of(self.env, symbol) or 2
-            found[name] = Symbol(name, low, high, hint, dispatch=not data_dependent)
+            found[name] = Symbol(name, *self._range(symbol, name), hint, dispatch=name in readable)
+        return found
+
+    def _range(self, symbol: Any, name: str) -> tuple[int, int | None]:
+        """Return what may be asked of a symbol; what tracing added to that are conditions."""
+        if torch_compat.is_unbacked(symbol):
+            return torch_compat.symbol_range(self.env, symbol)
+        return self.ranges.get(name, (0, None))
+
+    def _readable(self, names: Mapping[Any, str]) -> set[str]:
+        """Return the symbols that are a size of some argument: those that a call can be told by."""
+        found = {d.name for d in self.dims}
+        for hole in self.holes:
+            value = nodes.value_of(hole)
+            for size in value.shape if isinstance(value, torch.Tensor) else ():
+                found.add(names.get(torch_compat.expression_of(size), ""))
         return found
 
     def _conditions(self, names: Mapping[Any, str]) -> tuple[Condition, ...]:
         merged: dict[str, Any] = {}
         swap: dict[Any, Any] = {}
+        replaced = torch_compat.replacements(self.env)
         for symbol, name in names.items():
-            swap[symbol] = merged.setdefault(name, symbol)
+            value = replaced.get(symbol)
+            is_number = value is None or getattr(value, "is_Integer", False)
+            swap[symbol] = merged.setdefault(name, symbol) if is_number else value
         found = []
         for guard in torch_compat.shape_guards(self.env):
             expression = guard.expression.xreplace(swap)
@@ -282,11 +299,14 @@ class _Reader:
                 continue
             if guard.in_python or not _only_about_one(expression):
                 found.append(Condition(expression, guard.where))
-        for symbol, value in torch_compat.replacements(self.env).items():
+        for symbol, value in replaced.items():
             if getattr(value, "is_Integer", False):
                 found.append(
                     Condition(torch_compat.equal(swap.get(symbol, symbol), value), "tracing")
                 )
+        for symbol in names:
+            if symbol not in replaced and not torch_compat.is_unbacked(symbol):
+                found.extend(Condition(e, "tracing") for e in torch_compat.bounds(self.env, symbol))
         return tuple(_unique(found))
 
     # -- contract
@@ -368,7 +388,7 @@ def rebuild(
         return marks
 
     args, kwargs = Call(call.parameters, arguments).split()
-    with torch.no_grad(), _module_restored(frame.root) as written:
+    with torch.no_grad(), _module_restored(frame.traced_root or frame.root) as written:
         value = frame.rebuild(stand_in)(*args, **kwargs)
         changed = written()
         known = _known(marks, arguments, paths, weights)
@@ -487,11 +507,6 @@ def _only_about_one(expression: Any) -> bool:
     """
     ranges = {symbol: (2, torch_compat.UNBOUNDED) for symbol in expression.free_symbols}
     return holds(expression, ranges) is True
-
-
-def _least(high: int | None, wanted: int | None) -> int | None:
-    ends = [h for h in (high, wanted) if h is not None]
-    return min(ends) if ends else None
 
 
 def _unique(conditions: Sequence[Condition]) -> list[Condition]:

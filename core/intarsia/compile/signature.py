@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import fx
 
 from intarsia import torch_compat
+from intarsia.capture import nodes
 from intarsia.interfaces import Box, IntInfo, PieceSignature, TensorInfo, ValueInfo
 
 
@@ -55,13 +57,14 @@ def value_info(value: Any, names: Mapping[Any, str], **extra: Any) -> ValueInfo:
     return IntInfo(size_of(value, names))
 
 
-def storage_classes(values: Sequence[Any]) -> list[int | None]:
-    """Number the groups of tensors that share a storage; a tensor alone in its group gets None."""
-    groups: dict[int, list[int]] = {}
-    for index, value in enumerate(values):
-        if isinstance(value, torch.Tensor) and value.layout == torch.strided:
-            groups.setdefault(torch_compat.storage_id(value), []).append(index)
-    classes: list[int | None] = [None] * len(values)
+def storage_classes(graph_nodes: Sequence[fx.Node]) -> list[int | None]:
+    """Number the groups of nodes that share a storage; a tensor alone in its group gets None."""
+    groups: dict[Any, list[int]] = {}
+    for index, node in enumerate(graph_nodes):
+        storage = nodes.storage_of(node)
+        if storage is not None:
+            groups.setdefault(storage, []).append(index)
+    classes: list[int | None] = [None] * len(graph_nodes)
     shared = [members for members in groups.values() if len(members) > 1]
     for number, members in enumerate(shared):
         for index in members:
@@ -86,7 +89,7 @@ def fake_inputs(signature: PieceSignature, device: int | None) -> tuple[Any, tup
     mode = torch_compat.new_fake_mode()
     symbols: dict[str, Any] = {}
     hints: dict[str, int] = {}
-    for name, (low, high) in sorted(signature.box.items()):
+    for name, (low, high) in signature.box.items():
         if low == high:
             symbols[name], hints[name] = low, low
             continue

@@ -56,10 +56,20 @@ class CanonicalPiece:
         return {f"d{i}": box.get(name, bounds) for i, (name, bounds) in enumerate(known)}
 
     def signature(self, box: Box, options: Mapping[str, Any] | None = None) -> PieceSignature:
-        """Return the piece's signature for a box under the user's names."""
+        """Return the piece's signature for a box, under the user's names.
+
+        A symbol that the box leaves one size is that number in every expression.
+        """
+        own = {self.symbols[int(d[1:])]: bounds for d, bounds in self.box(box).items()}
+        back = {f"d{i}": name for i, name in enumerate(self.symbols)}
+        points = {n: low for n, (low, high) in own.items() if low == high}
+
+        def filled(info: ValueInfo) -> ValueInfo:
+            return _with_points(_renamed(info, back), points)
+
         return PieceSignature(
-            inputs=self.inputs, outputs=self.outputs, box=self.box(box), mutated=self.mutated,
-            options=dict(options or {}),
+            inputs=tuple(map(filled, self.inputs)), outputs=tuple(map(filled, self.outputs)),
+            box=own, mutated=self.mutated, options=dict(options or {}),
         )  # fmt: skip
 
 
@@ -69,7 +79,7 @@ def canonical(piece: Piece, graph: Graph, kinds: Mapping[fx.Node, GraphInput]) -
     `kinds` tells where the whole graph's placeholders come from, so that weights are known as such.
     """
     values = [nodes.value_of(n) for n in (*piece.inputs, *piece.outputs)]
-    classes = storage_classes(values)
+    classes = storage_classes((*piece.inputs, *piece.outputs))
     infos = [
         value_info(v, graph.names, **_extra(kinds.get(n), c)) if isinstance(v, torch.Tensor)
         else value_info(v, graph.names)
@@ -149,22 +159,34 @@ def _renamed(info: ValueInfo, order: Mapping[str, str]) -> ValueInfo:
     )  # fmt: skip
 
 
-def written_storages(module: fx.GraphModule) -> set[int]:
+def _with_points(info: ValueInfo, points: Mapping[str, int]) -> ValueInfo:
+    def fill(size: int | str) -> int | str:
+        if isinstance(size, int) or not points:
+            return size
+        return torch_compat.substituted(size, points)
+
+    if isinstance(info, IntInfo):
+        return IntInfo(fill(info.expression))
+    return evolve(
+        info, shape=tuple(map(fill, info.shape)), stride=tuple(map(fill, info.stride)),
+        storage_offset=fill(info.storage_offset),
+    )  # fmt: skip
+
+
+def written_storages(module: fx.GraphModule) -> set[Any]:
     """Return the storages, by id, that a graph's nodes write to."""
-    written: set[int] = set()
+    written: set[Any] = set()
     for node in module.graph.nodes:
         for target in nodes.mutated_arguments(node):
             value = nodes.value_of(target)
             if isinstance(value, torch.Tensor):
-                written.add(torch_compat.storage_id(value))
-    return written
+                written.add(nodes.storage_of(target))
+    return written - {None}
 
 
 def mutated_inputs(piece: Piece) -> tuple[int, ...]:
     """Return the indices of the inputs whose storage the piece writes to."""
     written = written_storages(piece.module)
     return tuple(
-        index for index, node in enumerate(piece.inputs)
-        if isinstance(value := nodes.value_of(node), torch.Tensor)
-        and torch_compat.storage_id(value) in written
-    )  # fmt: skip
+        index for index, node in enumerate(piece.inputs) if nodes.storage_of(node) in written
+    )
