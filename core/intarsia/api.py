@@ -208,7 +208,7 @@ class _Job:
         padded = tuple(n for n in graphs[0].symbols if n in self.config.rows_independent)
         for graph in graphs:
             check_pad(graph, padded, self.config.rows_independent, _output_sizes,
-                      bool(graph.effects) or bool(written_storages(graph.module)))  # fmt: skip
+                      bool(graph.effects) or bool(written_storages(graph.module.graph)))  # fmt: skip
         return padded
 
     def _engine(
@@ -254,7 +254,7 @@ def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tenso
 
 
 def _mutated_arguments(graph: Graph) -> list[str]:
-    written = written_storages(graph.module)
+    written = written_storages(graph.module.graph)
     found = []
     holes = [n for n in graph.module.graph.nodes if n.op == "placeholder"]
     for hole, entry in zip(holes, graph.inputs, strict=True):

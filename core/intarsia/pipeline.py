@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from attrs import define, evolve, field, frozen
 
-from intarsia.capture.conditions import describe_box, refusal, violations
+from intarsia.capture.conditions import (
+    describe_box,
+    refusal,
+    text_of,
+    violations,
+    widest_box,
+)
 from intarsia.capture.graph import Graph
 from intarsia.capture.structure import Path
 from intarsia.compile.boxes import PlannedBox, plan_boxes
@@ -169,7 +175,21 @@ class Pipeline:
     def _narrowed(
         self, graph: Graph, planned: PlannedBox, broken: Sequence[Any]
     ) -> list[tuple[PlannedBox, Mapping[str, int]]]:
-        raise refusal(graph, planned.box, broken)
+        """Return the part of the general box that the graph is valid for; refuse a box that was asked for.
+
+        Raises:
+            ShapeError: the box is not the general one, or nothing is left of it.
+        """
+        box = widest_box(graph, planned.box) if planned.origin == "general" else planned.box
+        left = violations(graph, box)
+        if left:
+            raise refusal(graph, planned.box, left)
+        first = broken[0]
+        self._warn(
+            f"only {describe_box(box)} is compiled of {describe_box(planned.box)}: tracing took the "
+            f"branch where {text_of(first, graph)} at {first.where}"
+        )
+        return [(evolve(planned, box=box), {})]
 
     # -- compile and bind
 

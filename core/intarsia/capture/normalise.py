@@ -36,7 +36,6 @@ def normalise(module: fx.GraphModule, names: Mapping[Any, str]) -> fx.GraphModul
     _lower_sizes(made.graph, names)
     _drop_unused(made.graph)
     graph.lint()
-    made.recompile()
     return made
 
 

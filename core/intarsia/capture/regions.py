@@ -351,7 +351,6 @@ class _Expansion:
             self._unmark(mark, [*mark.args[2:]])
         self._tell_aliases()
         self.graph.lint()
-        self.old.module.recompile()
         for group in self.groups:
             self._add_guards(group)
         return evolve(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from intarsia.cli.table import render_table
@@ -20,7 +23,7 @@ _NO_END = 2**62
 def report_text(report: Report) -> str:
     """Return the whole report as text."""
     lines = [totals_text(report), seconds_text(report), "", pieces_table(report)]
-    lines += [f"warning: {warning}" for warning in report.warnings]
+    lines += [f"warning: {warning}" for warning in dict.fromkeys(report.warnings)]
     return "\n".join(lines)
 
 
@@ -55,6 +58,7 @@ def pieces_table(report: Report) -> str:
 
 def _rows(pieces: tuple[PieceReport, ...]) -> Iterator[tuple[Any, ...]]:
     first: dict[str, int] = {}
+    shared = _shared_path(pieces)
     for piece in pieces:
         same = first.setdefault(piece.key, piece.index) if piece.key else piece.index
         yield (
@@ -64,7 +68,7 @@ def _rows(pieces: tuple[PieceReport, ...]) -> Iterator[tuple[Any, ...]]:
             piece.compiler,
             "" if same == piece.index else f"piece {same}",
             _boxes(piece.boxes),
-            _origin(piece),
+            _origin(piece, shared),
             _note(piece),
         )
 
@@ -83,11 +87,42 @@ def box_text(box: Mapping[str, tuple[int, int]]) -> str:
     )
 
 
-def _origin(piece: PieceReport) -> str:
+def _origin(piece: PieceReport, shared: int) -> str:
+    """Return the operation of a splitting piece, else the first and last module of a piece."""
     if piece.kind == "splitting":
-        return ", ".join(dict.fromkeys(piece.ops))
-    places = [*piece.modules, *piece.source]
-    return places[0] if places else ""
+        return ", ".join(dict.fromkeys(map(_short_name, piece.ops)))
+    inner = [".".join(path[shared:]) for path in _innermost(piece)]
+    if inner:
+        return inner[0] if inner[0] == inner[-1] else f"{inner[0]} .. {inner[-1]}"
+    return _short_source(piece.source[0]) if piece.source else ""
+
+
+def _short_name(op: str) -> str:
+    return op.rpartition(".")[2] if op.startswith("torch.") else op
+
+
+def _short_source(line: str) -> str:
+    found = re.match(r'File "(.+)", line (\d+), in \w+: (.*)', line)
+    return f"{PurePath(found[1]).name}:{found[2]}: {found[3]}" if found else line
+
+
+def _innermost(piece: PieceReport) -> list[list[str]]:
+    """Return the paths of modules that have no other module of the piece inside."""
+    around = {outer for path in piece.modules for outer in _outside(path)}
+    return [path.split(".") for path in piece.modules if path not in around]
+
+
+def _outside(path: str) -> Iterator[str]:
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
+
+
+def _shared_path(pieces: tuple[PieceReport, ...]) -> int:
+    """Return how many outer modules all pieces share, so that their names need not be repeated."""
+    paths = [path for piece in pieces for path in _innermost(piece)]
+    levels = zip(*(path[:-2] for path in paths), strict=False)
+    return sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
 
 
 def _note(piece: PieceReport) -> str:

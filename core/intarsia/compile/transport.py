@@ -77,7 +77,7 @@ def request_to_bytes(request: CompileRequest) -> bytes:
         CompileFailed: the graph holds something without a plain form, which the message names.
     """
     try:
-        graph = encode_graph(request.graph)
+        graph = encode_graph(request.graph.graph, request.graph)
     except Exception as error:
         raise CompileFailed(
             f"{request.name} cannot be sent to another process", why=str(error), subject=request.name

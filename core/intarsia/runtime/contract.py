@@ -59,8 +59,9 @@ def tensor_contracts(
             assert entry.path is not None
             value = nodes.value_of(hole)
             key = str(entry.path)
+            sizes = [size_of(s, graph.names) for s in value.shape]
             shape = tuple(
-                named.get((key, d)) or size_of(s, graph.names) for d, s in enumerate(value.shape)
+                named.get((key, d), s) if isinstance(s, int) else s for d, s in enumerate(sizes)
             )
             strided = value.layout == torch.strided
             found[key] = TensorContract(

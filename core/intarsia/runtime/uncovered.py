@@ -43,16 +43,17 @@ class Uncovered:
         """Return the forward for sizes outside every box.
 
         Raises:
-            ContractError: the policy is "error".
+            ContractError: the policy is "error", or it is "pad" and no box is large enough.
         """
         shown = ", ".join(f"{n} = {v}" for n, v in values.items())
         count = self.events.count("uncovered", shown)
         if self.policy == "error":
             raise self._error(shown)
-        if self.policy == "pad" and all(v > 0 for v in values.values()):
+        if self.policy == "pad":
             found = self._nearest(values)
-            if found is not None:
-                return self._pad(found, values)
+            if found is None:
+                raise self._error(shown)
+            return self._pad(found, values)
         if count == 1:
             self.events.warn(
                 f"a call with {shown} is outside every box and runs eagerly (uncovered = "
@@ -65,7 +66,7 @@ class Uncovered:
         boxes = ", ".join(describe_box(b.planned.box) for b in self.boxes)
         return ContractError(
             f"a call of {self.name} with {shown} is outside every compiled box",
-            why=f'the boxes are {boxes}, and uncovered = "error"',
+            why=f'the boxes are {boxes}, and uncovered = "{self.policy}"',
             next_step="Add a box or size for it, or choose another policy for uncovered.",
             subject=shown,
         )

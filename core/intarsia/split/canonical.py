@@ -91,12 +91,13 @@ def canonical(piece: Piece, graph: Graph, kinds: Mapping[fx.Node, GraphInput]) -
     inputs, outputs = tuple(map(_at_its_start, renamed[:count])), tuple(renamed[count:])
     mutated = mutated_inputs(piece)
     encoded, why = _encoded(piece)
+    ranges = tuple(_range(graph, name) for name in order)
     digest = ""
     if encoded is not None:
-        content = [encoded, [repr(i) for i in inputs], [repr(o) for o in outputs], mutated]
+        content = [encoded, [repr(i) for i in inputs], [repr(o) for o in outputs], mutated, ranges]
         digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return CanonicalPiece(digest, encoded, inputs, outputs, tuple(order),
-                          tuple(_range(graph, name) for name in order), mutated, why)  # fmt: skip
+                          ranges, mutated, why)  # fmt: skip
 
 
 def _range(graph: Graph, name: str) -> tuple[int, int]:
@@ -121,7 +122,7 @@ def _at_its_start(info: ValueInfo) -> ValueInfo:
 
 def _encoded(piece: Piece) -> tuple[Any, str]:
     try:
-        return encode_graph(piece.module), ""
+        return encode_graph(piece.graph, piece.root), ""
     except CannotEncode as error:
         return None, str(error)
 
@@ -173,10 +174,10 @@ def _with_points(info: ValueInfo, points: Mapping[str, int]) -> ValueInfo:
     )  # fmt: skip
 
 
-def written_storages(module: fx.GraphModule) -> set[Any]:
+def written_storages(graph: fx.Graph) -> set[Any]:
     """Return the storages, by id, that a graph's nodes write to."""
     written: set[Any] = set()
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         for target in nodes.mutated_arguments(node):
             value = nodes.value_of(target)
             if isinstance(value, torch.Tensor):
@@ -186,7 +187,7 @@ def written_storages(module: fx.GraphModule) -> set[Any]:
 
 def mutated_inputs(piece: Piece) -> tuple[int, ...]:
     """Return the indices of the inputs whose storage the piece writes to."""
-    written = written_storages(piece.module)
+    written = written_storages(piece.graph)
     return tuple(
         index for index, node in enumerate(piece.inputs) if nodes.storage_of(node) in written
     )

@@ -220,21 +220,21 @@ def decode_argument(data: Encoded, nodes: Mapping[Any, Any]) -> Any:
 # --------------------------------------------------------------------------------------------- graphs
 
 
-def encode_graph(module: fx.GraphModule) -> Encoded:
+def encode_graph(graph: fx.Graph, root: torch.nn.Module) -> Encoded:
     """Return a graph as plain data: nodes are numbered, names are left out.
 
-    Attributes that are graphs (the branches of a higher-order operator) are encoded with it.
+    `root` holds the attributes that the graph reads. Those that are graphs (the branches of a higher-order operator) are encoded with it.
 
     Raises:
         CannotEncode: it holds a tensor constant or another object without a plain form.
     """
-    numbers = {node: number for number, node in enumerate(module.graph.nodes)}
+    numbers = {node: number for number, node in enumerate(graph.nodes)}
     nodes: list[Encoded] = []
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         if node.op == "placeholder":
             nodes.append(["placeholder:"])
         elif node.op == "get_attr":
-            nodes.append(["get_attr:", _encode_attribute(module, str(node.target))])
+            nodes.append(["get_attr:", _encode_attribute(root, str(node.target))])
         elif node.op == "call_module":
             raise CannotEncode(f"the graph calls the module {node.target}", subject=node.name)
         else:
@@ -245,12 +245,12 @@ def encode_graph(module: fx.GraphModule) -> Encoded:
     return nodes
 
 
-def _encode_attribute(module: fx.GraphModule, path: str) -> Encoded:
-    value: Any = module
+def _encode_attribute(root: torch.nn.Module, path: str) -> Encoded:
+    value: Any = root
     for part in path.split("."):
         value = getattr(value, part)
     if isinstance(value, fx.GraphModule):
-        return encode_graph(value)
+        return encode_graph(value.graph, value)
     raise CannotEncode(
         f"the graph reads the attribute {path}, a {type(value).__name__}", subject=path
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,7 @@ _ENTER = ("_enter_autocast", "_enter_inference_mode")
 _EXIT = ("_exit_autocast", "_exit_inference_mode")
 
 
-@frozen
+@frozen(slots=False)
 class Piece:
     """One part of a graph after the cut.
 
@@ -32,7 +33,8 @@ class Piece:
         nodes: its nodes in the whole graph.
         inputs: the whole graph's nodes that it reads, in order of first use; its placeholders.
         outputs: the nodes that later pieces or the result read.
-        module: the piece as a graph of its own, returning a tuple.
+        graph: the piece as a graph of its own, returning a tuple.
+        root: what holds the attributes that the graph reads.
         cut: what the rule said of its splitting ops or its region, or None.
     """
 
@@ -41,8 +43,14 @@ class Piece:
     nodes: tuple[fx.Node, ...] = field(repr=False)
     inputs: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
-    module: fx.GraphModule = field(repr=False)
+    graph: fx.Graph = field(repr=False)
+    root: torch.nn.Module = field(repr=False)
     cut: Cut | None = None
+
+    @cached_property
+    def module(self) -> fx.GraphModule:
+        """The piece as a GraphModule; made when asked for, since only distinct pieces need one (8 ms)."""
+        return fx.GraphModule(self.root, self.graph)
 
     @property
     def name(self) -> str:
@@ -233,9 +241,9 @@ def _build(module: fx.GraphModule, runs: Sequence[_Run], home: Mapping[fx.Node, 
         outputs = tuple(n for n in members if n in needed)
         for node in outputs:
             _check_crossing(node)
-        graph, inputs = _piece_graph(module, members, outputs)
+        graph, inputs = _piece_graph(members, outputs)
         pieces.append(
-            Piece(index, run.kind, tuple(members), inputs, outputs, graph, run.cut)  # type: ignore[arg-type]
+            Piece(index, run.kind, tuple(members), inputs, outputs, graph, module, run.cut)  # type: ignore[arg-type]
         )
     placeholders = tuple(n for n in module.graph.nodes if n.op == "placeholder")
     return Partition(tuple(pieces), placeholders, tuple(result))
@@ -280,8 +288,8 @@ def _check_crossing(node: fx.Node) -> None:
 
 
 def _piece_graph(
-    module: fx.GraphModule, members: Sequence[fx.Node], outputs: Sequence[fx.Node]
-) -> tuple[fx.GraphModule, tuple[fx.Node, ...]]:
+    members: Sequence[fx.Node], outputs: Sequence[fx.Node]
+) -> tuple[fx.Graph, tuple[fx.Node, ...]]:
     graph = fx.Graph()
     inputs: list[fx.Node] = []
     mapping: dict[fx.Node, fx.Node] = {}
@@ -295,9 +303,7 @@ def _piece_graph(
     for node in members:
         mapping[node] = graph.node_copy(node, _finder(graph, mapping))
     graph.output(tuple(mapping[n] for n in outputs))
-    made = fx.GraphModule(module, graph)
-    made.graph.lint()
-    return made, tuple(inputs)
+    return graph, tuple(inputs)
 
 
 def _finder(graph: fx.Graph, mapping: dict[fx.Node, fx.Node]) -> Callable[[fx.Node], fx.Node]:
@@ -327,7 +333,7 @@ def check_partition(module: fx.GraphModule, made: Partition) -> None:
             if node not in available:
                 raise SplitError(f"{piece.name} reads {node.name} before it exists")
         available.update(piece.outputs)
-        piece.module.graph.lint()
+        piece.graph.lint()
     for node in module.graph.nodes:
         outside = node.op in ("placeholder", "output", "get_attr") or _is_derived_number(node)
         if not outside and node not in seen:
