@@ -9,16 +9,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import define, field
 from intarsia.cli import progress
 from intarsia.cli.logs import readable_logs
 from intarsia.cli.progress import Progress
-from intarsia.cli.report_table import box_text
+from intarsia.cli.report_table import box_text, pieces_table
 from intarsia.cli.table import render_table
 from intarsia.cli.timing import interleaved, measured
 from intarsia.interfaces import Event
+from intarsia.report.records import Attempt, BoxReport, PieceReport
 
 # ----------------------------------------------------------------------------------- tables
 
@@ -53,6 +55,48 @@ def test_values_are_short(value: object, text: str) -> None:
 
 def test_boxes_are_written_as_ranges() -> None:
     assert box_text({"n": (1, 8), "m": (4, 4), "k": (1, 2**63 - 1)}) == "n=1..8,m=4,k=1.."
+
+
+def piece(index: int, modules: tuple[str, ...], **more: Any) -> PieceReport:
+    """Return the report of a piece of no importance."""
+    known = {"kind": "compiled", "ops": ("operator.add",), "key": "", "requested": ("eager",)}
+    known |= {"compiler": "eager", "reason": "", "boxes": (), "inputs": 1, "outputs": 1, "nodes": 1}
+    return PieceReport(index=index, name=f"piece_{index}", modules=modules, **{**known, **more})
+
+
+def origins(*pieces: PieceReport) -> list[str]:
+    """Return the last column of the table."""
+    header, *rows = pieces_table(pieces).splitlines()
+    start = header.index("from")
+    return [row[start:].split("  ")[0] for row in rows]
+
+
+def test_piece_comes_from_its_first_and_last_innermost_modules() -> None:
+    inner = ("m", "m.layers", "m.layers.0", "m.layers.0.q", "m.layers.0.k", "m.layers.1.q")
+    assert origins(piece(0, inner), piece(1, ("m", "m.layers", "m.layers.1", "m.layers.1.o"))) == [
+        "0.q .. 1.q",
+        "1.o",
+    ]
+
+
+def test_splitting_piece_comes_from_its_operation() -> None:
+    ops = ("torch._C._nn.attend", "acme::paged.default")
+    assert origins(piece(0, (), kind="splitting", ops=ops)) == ["attend, acme::paged.default"]
+
+
+def test_piece_outside_modules_comes_from_its_source_line() -> None:
+    source = ('File "/far/away/model.py", line 8, in forward: return x + 1',)
+    assert origins(piece(0, (), source=source)) == ["model.py:8: return x + 1"]
+
+
+def test_equal_pieces_name_the_first_and_declined_ones_the_reason() -> None:
+    tried = (Attempt("acme", "rejected", "has no sine"), Attempt("eager", "compiled"))
+    box = BoxReport({"n": (1, 8)}, "eager", attempts=tried)
+    text = pieces_table((piece(0, ("a",), key="k", boxes=(box,)), piece(1, ("b",), key="k")))
+    header, first, second = text.splitlines()
+    assert "n=1..8" in first
+    assert first.endswith("acme rejected: has no sine")
+    assert second[header.index("equal to") :].startswith("piece 0")
 
 
 # --------------------------------------------------------------------------------- progress

@@ -22,7 +22,7 @@ _NO_END = 2**62
 
 def report_text(report: Report) -> str:
     """Return the whole report as text."""
-    lines = [totals_text(report), seconds_text(report), "", pieces_table(report)]
+    lines = [totals_text(report), seconds_text(report), "", pieces_table(report.piece_reports)]
     lines += [f"warning: {warning}" for warning in dict.fromkeys(report.warnings)]
     return "\n".join(lines)
 
@@ -50,10 +50,10 @@ def compilers_text(report: Report) -> str:
     return ", ".join(f"{name} ({count})" for name, count in counts.items())
 
 
-def pieces_table(report: Report) -> str:
+def pieces_table(pieces: tuple[PieceReport, ...]) -> str:
     """Return the table of pieces."""
     columns = ("piece", "kind", "nodes", "compiler", "equal to", "boxes", "from", "note")
-    return render_table(columns, _rows(report.piece_reports))
+    return render_table(columns, _rows(pieces))
 
 
 def _rows(pieces: tuple[PieceReport, ...]) -> Iterator[tuple[Any, ...]]:
