@@ -137,6 +137,21 @@ def test_cached_tokens_are_those_without_a_cache() -> None:
     assert cached == tokens[0, prompt.shape[1] :].tolist()
 
 
+def test_every_token_is_asked_of_the_compiled_model() -> None:
+    import torch
+    from intarsia.cli.demo_llama import CachedLlama, generate, prompts
+
+    model, asked = CachedLlama(1, 32), []
+
+    def step(tokens: torch.Tensor) -> torch.Tensor:
+        asked.append(tokens.shape[1])
+        result: torch.Tensor = model(tokens)
+        return result
+
+    generate(model, step, prompts()[1], 4)
+    assert asked == [prompts()[1].shape[1], 1, 1, 1]
+
+
 WRONG = """
 from intarsia.interfaces import Capabilities, CompileResult, CompilerSpec, Decision
 intarsia_api_version = (1, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -61,6 +62,7 @@ def test_plugin_of_the_readme_works(tmp_path: Path) -> None:
         "    return {'model': torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Sigmoid()),\n"
         "            'args': (torch.ones(3, 4),), 'dynamic': {'input': {0: 'tokens'}}}\n"
     )
+    path = [str(tmp_path), os.environ.get("PYTHONPATH")]
     command = [sys.executable, "-m", "intarsia.cli", "bench", "model.py:make", "--no-stock"]
     settings = ["--compilers", "shout", "--strict", "--seconds", "0.1", "--rounds", "3"]
     done = subprocess.run(
@@ -69,7 +71,7 @@ def test_plugin_of_the_readme_works(tmp_path: Path) -> None:
         text=True,
         check=False,
         cwd=tmp_path,
-        env={"PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"nodes, box \{.*\(\d+, \d+\)\}", done.stderr), "the plugin was not heard"
@@ -88,6 +90,26 @@ def test_commands_exist(page: Path) -> None:
     text = page.read_text("utf-8")
     spoken = re.findall(r"(?:`|^ {4}(?:.*&& )?)intarsia ([a-z]+)", text, re.M)
     assert set(spoken) <= set(COMMANDS)
+
+
+def test_page_of_the_command_line_has_every_command() -> None:
+    text = (ROOT / "docs" / "command-line.md").read_text("utf-8")
+    assert re.findall(r"^\| `intarsia ([a-z]+)", text, re.M) == list(COMMANDS)
+
+
+def test_target_of_the_page_compiles(tmp_path: Path) -> None:
+    (source,) = (block for name, block in snippets("python") if name.startswith("command-line"))
+    tmp_path.joinpath("model.py").write_text(source)
+    command = [sys.executable, "-m", "intarsia.cli", "compile", "model.py:make"]
+    done = subprocess.run(
+        [*command, "--compilers", "eager"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("small: 3 pieces, 2 compiled")
 
 
 def test_files_that_commands_name_exist_or_are_planned() -> None:

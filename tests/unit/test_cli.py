@@ -35,16 +35,20 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def environment(site: Path | None) -> dict[str, str]:
+    """Return the environment of a process that finds the plugins of a folder."""
+    path = [str(site)] if site is not None else []
+    path += filter(None, [os.environ.get("PYTHONPATH")])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+
 def run(*arguments: str, site: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own."""
-    environ = dict(os.environ)
-    if site is not None:
-        environ["PYTHONPATH"] = str(site)
     return subprocess.run(
         [sys.executable, "-m", "intarsia.cli", *arguments],
         capture_output=True,
         text=True,
-        env=environ,
+        env=environment(site),
         check=False,
     )
 
@@ -75,6 +79,12 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compil"]) == 2
     assert "compile" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "1.5"])
+def test_counts_are_positive(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", f"--layers={text}"]) == 2
+    assert f"expected a whole number, 1 or more, got '{text}'" in capsys.readouterr().err
 
 
 def test_no_command_is_a_usage_error() -> None:
@@ -161,9 +171,9 @@ def test_listing_plugins_imports_no_torch_no_rich_and_no_plugin(site: Path) -> N
         "heavy = {'torch', 'rich', 'intarsia.host', 'acme_plugin', 'intarsia_inductor', 'logging'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
-    environ = {**os.environ, "PYTHONPATH": str(site)}
+    command = [sys.executable, "-c", code]
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=True
+        command, capture_output=True, text=True, env=environment(site), check=True
     )
     assert '"acme"' in done.stdout
     assert done.stderr == "[]\n"

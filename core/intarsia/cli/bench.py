@@ -11,7 +11,7 @@ from typing import Any
 from attrs import define, evolve
 
 from intarsia.cli.compile import compile_target
-from intarsia.cli.config_options import add_config_arguments, read_config
+from intarsia.cli.config_options import add_config_arguments, positive, read_config
 from intarsia.cli.progress import Progress, progress
 from intarsia.cli.table import print_json, print_table
 from intarsia.cli.target import Target, add_target_argument, load_target
@@ -46,7 +46,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--no-stock", action="store_true", help="leave the row of stock torch.compile out"
     )
-    parser.add_argument("--rounds", type=int, default=15, help="samples of each way; default 15")
+    parser.add_argument(
+        "--rounds", type=positive, default=15, help="samples of each way; default 15"
+    )
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="time for all samples; default 10"
     )

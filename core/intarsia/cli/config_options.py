@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,10 +11,17 @@ from intarsia.config import Config, ResolvedConfig, load_config
 from intarsia.config.kinds import read_names, read_pairs, toml_value
 from intarsia.config.layers import Level
 
-__all__ = ["add_config_arguments", "read_config"]
+__all__ = ["add_config_arguments", "positive", "read_config"]
 
 Flag = tuple[str, dict[str, Any]]
 """A flag as the user wrote it, and the settings that it stands for."""
+
+
+def positive(text: str) -> int:
+    """Return an argument that is a whole number from 1 upward."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"expected a whole number, 1 or more, got {text!r}")
+    return int(text)
 
 
 def add_config_arguments(parser: ArgumentParser, *, shortcuts: bool = True) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from attrs import field, frozen
 
 from intarsia.cli import UsageError
-from intarsia.cli.config_options import add_config_arguments, read_config
+from intarsia.cli.config_options import add_config_arguments, positive, read_config
 from intarsia.cli.progress import progress
 from intarsia.cli.table import print_json
 from intarsia.config import ResolvedConfig
@@ -64,10 +64,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     sentences.add_argument(
         "--query", action="append", default=[], help="find the nearest sentences to this one"
     )
-    sentences.add_argument("--batch", type=int, default=8, help="sentences in a batch; default 8")
+    sentences.add_argument(
+        "--batch", type=positive, default=8, help="sentences in a batch; default 8"
+    )
     llama = parser.add_argument_group("llama")
-    llama.add_argument("--layers", type=int, default=4, help="default 4")
-    llama.add_argument("--tokens", type=int, default=32, help="tokens to generate; default 32")
+    llama.add_argument("--layers", type=positive, default=4, help="default 4")
+    llama.add_argument("--tokens", type=positive, default=32, help="tokens to generate; default 32")
     parser.add_argument(
         "--seconds", type=float, default=5.0, help="time for measuring calls; default 5"
     )

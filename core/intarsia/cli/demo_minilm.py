@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -240,4 +241,5 @@ def nearest(
 
 
 def _row(found: dict[str, Any]) -> tuple[str, str, float]:
-    return found["query"], found["sentence"], found["similarity"]
+    query, sentence = (shorten(found[key], 60, placeholder=" ...") for key in ("query", "sentence"))
+    return query, sentence, found["similarity"]
