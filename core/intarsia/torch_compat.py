@@ -8,6 +8,7 @@ Dynamo and Inductor imports cost seconds, and a warm start must not pay them.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import CodeType, FunctionType
@@ -665,6 +666,35 @@ def inductor_load(data: bytes) -> Callable[..., Any]:
     return loaded
 
 
+@functools.cache
+def cpp_compiler_is_modern() -> bool:
+    """Say whether Inductor's C++ compiler is GCC >= 12 or Clang >= 14.
+
+    Those know every instruction set that torch asks about on x86. Inductor finds that out by compiling
+    four test programs, which costs 8 CPU s in every process with an empty cache; the processor itself it
+    asks separately. Linux only: other systems keep Inductor's own check.
+    """
+    import platform
+    import subprocess
+    import sys
+
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return False
+    try:
+        answer = subprocess.run(
+            [get_cpp_compiler(), "--version"], capture_output=True, text=True, timeout=30, check=True
+        ).stdout
+    except Exception:  # no compiler: Inductor has the better message
+        return False
+    first = answer.splitlines()[0] if answer else ""
+    version = re.search(r"(\d+)\.\d+(\.\d+)?", first.split(")")[-1])
+    if version is None:
+        return False
+    return int(version[1]) >= (14 if "clang" in first else 12)
+
+
 def inductor_options() -> frozenset[str]:
     """Return the names of Inductor's own settings."""
     import torch._inductor.config as inductor_config
@@ -731,6 +761,8 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch._inductor.standalone_compile:AOTCompiledArtifact.serialize",
         "torch._inductor.compile_fx:compile_fx_inner",
         "torch._inductor.config:get_config_copy",
+        "torch._inductor.config:cpp.vec_isa_ok",
+        "torch._inductor.cpp_builder:get_cpp_compiler",
         "torch.utils._sympy.symbol:symbol_is_type",
         "torch.utils._sympy.printers:PythonPrinter",
         "torch._dynamo.exc:TorchDynamoException",

@@ -47,7 +47,7 @@ class InductorCompiler:
             raise CompileRejected("the piece returns nothing and writes nothing")
         with _process_lock:
             made = torch_compat.inductor_compile(
-                module, list(request.fake_inputs), fake_mode_of(request), self.patches,
+                module, list(request.fake_inputs), fake_mode_of(request), self._settings(request),
                 serializable=request.wants_artifact,
                 direct=self.direct and _keeps_its_outputs(request.signature),
             )  # fmt: skip
@@ -56,6 +56,12 @@ class InductorCompiler:
         if made.boxed is not None:
             return CompileResult(_boxed(made.boxed), artifact, needs, "direct call")
         return CompileResult(made.callable, artifact, needs, "artifact call")
+
+    def _settings(self, request: CompileRequest) -> dict[str, Any]:
+        settings = dict(self.patches)
+        if request.device_type == "cpu" and torch_compat.cpp_compiler_is_modern():
+            settings.setdefault("cpp.vec_isa_ok", True)
+        return settings
 
     def load(
         self, artifact: bytes, signature: PieceSignature, device: int | None
