@@ -34,11 +34,13 @@ def table():
     return {"model": Model().eval(), "args": (tensor(),), "dynamic": {"x": {0: "tokens"}},
             "config": {"split_at": ["torch.sigmoid"], "compilers": ["eager"]}, "name": "toy"}
 
-def talks():
-    class Talks(Model):
-        def forward(self, x):
-            return super().forward(x)
-    return Talks().eval(), (tensor(),)
+def writes():
+    class Writes(torch.nn.Module):
+        def forward(self, x, *, past):
+            past.add_(1)
+            return {"sum": x + past, "past": past}
+    return {"model": Writes(), "args": (tensor(),), "kwargs": {"past": torch.zeros(8)},
+            "dynamic": {"x": {0: "tokens"}}}
 def branches():
     class Branches(torch.nn.Module):
         def forward(self, x): return x + 1 if x.sum() > 0 else x
@@ -218,6 +220,13 @@ def test_bench_has_a_row_for_each_way(model: str, capsys: pytest.CaptureFixture[
         assert rows[name]["compile_wall_s"] > 0
         assert rows[name]["call_wall_ms"] > 0
         assert rows[name]["error"] == ""
+
+
+def test_model_that_writes_to_its_input_is_compared_on_equal_inputs(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = bench(capsys, f"{model}:writes", "--compilers", "eager")
+    assert [row["difference"] for row in rows.values()] == [None, 0, 0]
 
 
 def test_bench_in_words_without_stock(model: str, capsys: pytest.CaptureFixture[str]) -> None:

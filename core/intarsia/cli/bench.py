@@ -26,9 +26,15 @@ EAGER, STOCK = "eager", "torch.compile"
 
 @define
 class Way:
-    """One way to run the model."""
+    """One way to run the model.
+
+    Attributes:
+        run: takes inputs, runs the model on them.
+        call: runs it on inputs of its own; what is timed.
+    """
 
     name: str
+    run: Callable[[Target], Any] | None = None
     call: Callable[[], Any] | None = None
     compiling: Spent | None = None
     difference: float | None = None
@@ -84,7 +90,7 @@ def run(options: Namespace) -> int:
 
 def _reference(target: Target) -> list[Way]:
     inputs = _copied(target)
-    return [Way(EAGER, lambda: target.model(*inputs.args, **inputs.kwargs))]
+    return [Way(EAGER, run=_on(target.model), call=lambda: _on(target.model)(inputs))]
 
 
 def _stock(target: Target, options: Namespace, told: Progress) -> list[Way]:
@@ -94,26 +100,23 @@ def _stock(target: Target, options: Namespace, told: Progress) -> list[Way]:
     import torch._dynamo
 
     told.step(f"{STOCK}: compiling")
-    inputs = _copied(target)
     torch._dynamo.reset()
-    _mark_dynamic(inputs)
     compiled = torch.compile(target.model)
-    return [_first_call(STOCK, lambda: lambda: compiled(*inputs.args, **inputs.kwargs))]
+    return [_first_call(STOCK, target, lambda: _on(compiled), _mark_dynamic)]
 
 
 def _intarsia(target: Target, name: str, config: ResolvedConfig, told: Progress) -> Way:
-    inputs = _copied(target)
     opened: list[Any] = []
 
-    def prepare() -> Callable[[], Any]:
+    def prepare() -> Callable[[Target], Any]:
         opened.append(compile_target(target, config, told))
-        return lambda: opened[0](*inputs.args, **inputs.kwargs)
+        return _on(opened[0])
 
     def close() -> None:
         for compiled in opened:
             compiled.close()
 
-    way = _first_call(name, prepare)
+    way = _first_call(name, target, prepare)
     way.close = close
     return way
 
@@ -130,14 +133,25 @@ def _chosen(options: Namespace, target: Target) -> list[tuple[str, ResolvedConfi
     return found
 
 
-def _first_call(name: str, prepare: Callable[[], Callable[[], Any]]) -> Way:
+def _on(model: Any) -> Callable[[Target], Any]:
+    return lambda inputs: model(*inputs.args, **inputs.kwargs)
+
+
+def _first_call(
+    name: str,
+    target: Target,
+    prepare: Callable[[], Callable[[Target], Any]],
+    mark: Callable[[Target], None] = lambda inputs: None,
+) -> Way:
     """Compile and call once, timed together: torch.compile compiles on the first call."""
     way = Way(name)
+    inputs = _copied(target)
+    mark(inputs)
     try:
         with measured() as spent, redirect_stdout(sys.stderr):
-            call = prepare()
-            call()
-        way.call, way.compiling = call, spent
+            run = prepare()
+            run(inputs)
+        way.run, way.call, way.compiling = run, lambda: run(inputs), spent
     except IntarsiaError as error:
         way.error = str(error)
     except Exception as error:  # whatever it was, the other ways are still worth a table
@@ -181,12 +195,11 @@ def _compare(ways: list[Way], target: Target) -> None:
     """Note each way's largest difference from eager, on equal inputs and equal buffers."""
     state = _State(target.model)
     with redirect_stdout(sys.stderr):
-        inputs = _copied(target)
-        expected = target.model(*inputs.args, **inputs.kwargs)
+        expected = _on(target.model)(_copied(target))
         for way in ways:
             state.restore()
-            if way.call is not None and way.name != EAGER:
-                way.difference = difference(way.call(), expected)
+            if way.run is not None and way.name != EAGER:
+                way.difference = difference(way.run(_copied(target)), expected)
     state.restore()
 
 
