@@ -11,7 +11,7 @@ import torch
 
 from intarsia import torch_compat
 from intarsia.capture import nodes
-from intarsia.capture.conditions import check_box, fixing_condition
+from intarsia.capture.conditions import fixing_condition
 from intarsia.capture.dynamic import Dynamic, named_dims
 from intarsia.capture.graph import Graph
 from intarsia.capture.regions import regional_trace
@@ -134,9 +134,9 @@ class _Job:
             if key not in splits:
                 graph = self._capture(fixed)
                 splits[key] = self.pipeline.split(graph, fixed)
-            if fixed:
-                check_box(splits[key].graph, planned.box)
-            parts.append((planned, splits[key]))
+            fitted = self.pipeline.fitted(splits[key].graph, planned) if fixed else planned
+            if fitted is not None:
+                parts.append((fitted, splits[key]))
         scheduler = Scheduler(
             self.host, self.resolved, self.events, self.device_type, self.device
         )

@@ -172,24 +172,35 @@ class Pipeline:
             found.extend([(part, fixed)] if not left else self._narrowed(graph, part, left))
         return found
 
+    def fitted(self, graph: Graph, planned: PlannedBox) -> PlannedBox | None:
+        """Return a box as far as a graph that was captured for it is valid; None: nowhere.
+
+        Raises:
+            ShapeError: the box was asked for, and the graph is not valid for all of it.
+        """
+        broken = violations(graph, planned.box)
+        parts = self._narrowed(graph, planned, broken) if broken else [(planned, {})]
+        return parts[0][0] if parts else None
+
     def _narrowed(
         self, graph: Graph, planned: PlannedBox, broken: Sequence[Any]
     ) -> list[tuple[PlannedBox, Mapping[str, int]]]:
         """Return the part of the general box that the graph is valid for; refuse a box that was asked for.
 
         Raises:
-            ShapeError: the box is not the general one, or nothing is left of it.
+            ShapeError: the box is not the general one.
         """
         box = widest_box(graph, planned.box) if planned.origin == "general" else planned.box
         left = violations(graph, box)
-        if left:
+        if left and planned.origin != "general":
             raise refusal(graph, planned.box, left)
         first = broken[0]
+        kept = "nothing" if left else f"only {describe_box(box)}"
         self._warn(
-            f"only {describe_box(box)} is compiled of {describe_box(planned.box)}: tracing took the "
-            f"branch where {text_of(first, graph)} at {first.where}"
+            f"{kept} is compiled of {describe_box(planned.box)}: tracing took the branch where "
+            f"{text_of(first, graph)} at {first.where}"
         )
-        return [(evolve(planned, box=box), {})]
+        return [] if left else [(evolve(planned, box=box), {})]
 
     # -- compile and bind
 

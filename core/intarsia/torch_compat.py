@@ -320,6 +320,15 @@ def python_source(expression: Any, names: Mapping[Any, str]) -> str:
     return str(PythonPrinter().doprint(renamed))
 
 
+def as_function(expression: Any, symbols: Sequence[Any]) -> Callable[..., Any]:
+    """Return a Python function that computes an expression from its symbols' values."""
+    import math
+
+    names = {symbol: f"v{number}" for number, symbol in enumerate(symbols)}
+    source = f"lambda {', '.join(names.values())}: {python_source(expression, names)}"
+    return eval(source, {"math": math})  # type: ignore[no-any-return]
+
+
 def free_names(size: str) -> list[str]:
     """Return the symbols in a size expression as text."""
     if size.isidentifier():

@@ -63,11 +63,8 @@ def _by_points(
     if count > _ENUMERATED:
         return None
     spans = [range(ranges[s][0], ranges[s][1] + 1) for s in free]
-    for values in itertools.product(*spans):
-        numbers = {s: torch_compat.integer(v) for s, v in zip(free, values, strict=True)}
-        if not bool(expression.xreplace(numbers)):
-            return False
-    return True
+    test = torch_compat.as_function(expression, free)
+    return all(test(*values) for values in itertools.product(*spans))
 
 
 def fixing_condition(graph: Graph, name: str) -> Condition | None:
@@ -81,9 +78,13 @@ def fixing_condition(graph: Graph, name: str) -> Condition | None:
 
 def widest_box(graph: Graph, planned: Box) -> Box:
     """Return a box around the traced sizes, inside another one, in which every condition holds."""
-    hints = {n: min(max(graph.symbols[n].hint, low), high) for n, (low, high) in planned.items()}
+    hints = {n: min(max(graph.symbols[n].hint, low), high) for n, (low, high) in planned.items()
+             if n in graph.symbols}  # fmt: skip
     box: dict[str, tuple[int, int]] = {n: (hint, hint) for n, hint in hints.items()}
     for name, (low, high) in planned.items():
+        if name not in hints:  # this graph was captured at one size of it
+            box[name] = (low, high)
+            continue
         hint = hints[name]
         top = _furthest(lambda end: {**box, name: (hint, end)}, graph, hint, high)  # noqa: B023
         box[name] = (hint, top)
@@ -110,17 +111,6 @@ def _furthest(box_to: Callable[[int], Box], graph: Graph, start: int, end: int) 
         else:
             step //= 2
     return good
-
-
-def check_box(graph: Graph, box: Box) -> None:
-    """Refuse a box that the captured graph is not valid for.
-
-    Raises:
-        ShapeError: with the condition, the source line, and what to do.
-    """
-    broken = violations(graph, box)
-    if broken:
-        raise refusal(graph, box, broken)
 
 
 def refusal(graph: Graph, box: Box, broken: Iterable[Condition]) -> ShapeError:

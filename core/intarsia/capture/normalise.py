@@ -62,9 +62,11 @@ def _inline(module: fx.GraphModule, call: fx.Node) -> None:
     mapping: dict[fx.Node, Any] = dict(zip(holes, operands, strict=True))
     with module.graph.inserting_before(call):
         result = _flat_tuple(_copy_body(module, body, mapping))
+    _tell_storages(call.name, mapping)
     for user in list(call.users):
         assert user.target is operator.getitem, user.format_node()
         index: Any = user.args[1]
+        _tell_views(user, nodes.storage_of(result[index]))
         user.replace_all_uses_with(result[index])
         module.graph.erase_node(user)
     module.graph.erase_node(call)
@@ -86,6 +88,39 @@ def _copy_body(module: fx.GraphModule, body: fx.GraphModule, mapping: dict[fx.No
             continue
         mapping[node] = module.graph.node_copy(node, mapping.__getitem__)
     raise AssertionError("a graph without an output")
+
+
+def _tell_storages(call: str, mapping: Mapping[fx.Node, Any]) -> None:
+    """Give what a region makes storages of their own: every call of it has the same fake values."""
+    moved: dict[Any, Any] = {}
+    for node, made in mapping.items():
+        storage = nodes.storage_of(node)
+        if storage is None or not isinstance(made, fx.Node):
+            continue
+        if node.op == "placeholder":
+            moved.setdefault(storage, nodes.storage_of(made))
+        else:
+            made.meta[nodes.STORAGE] = moved.setdefault(storage, (call, storage))
+
+
+def _tell_views(result: fx.Node, storage: Any) -> None:
+    """Give the views of a region's result, and of such views, the storage that the result has now."""
+    known = nodes.storage_of(result)
+    if storage is None or known == storage:
+        return
+    views = {result}
+    for node in _following(result):
+        if nodes.storage_of(node) == known and views.intersection(node.all_input_nodes):
+            node.meta[nodes.STORAGE] = storage
+            views.add(node)
+
+
+def _following(start: fx.Node) -> Iterator[fx.Node]:
+    """Yield the nodes after one, in program order."""
+    node = start.next
+    while node.op != "root":
+        yield node
+        node = node.next
 
 
 def _attribute(root: Any, path: str) -> Any:
