@@ -49,7 +49,7 @@ class InductorCompiler:
             made = torch_compat.inductor_compile(
                 module, list(request.fake_inputs), fake_mode_of(request), self._settings(request),
                 serializable=request.wants_artifact,
-                direct=self.direct and _keeps_its_outputs(request.signature),
+                direct=self.direct and _shares_nothing(request.signature),
             )  # fmt: skip
         artifact = made.serialize() if made.serialize is not None else None
         needs = tuple(needs_of(module))
@@ -86,13 +86,15 @@ def _boxed(function: Callable[[list[Any]], Sequence[Any]]) -> Callable[..., Sequ
     return made  # type: ignore[no-any-return]
 
 
-def _keeps_its_outputs(signature: PieceSignature) -> bool:
-    """Say whether no output shares memory with an input or another output.
+def _shares_nothing(signature: PieceSignature) -> bool:
+    """Say whether no input or output shares memory with another.
 
-    AOTAutograd's wrapper makes such outputs views again after the generated code ran; without the
-    wrapper they would be what the generated code happens to return.
+    AOTAutograd's wrapper makes such outputs views again after the generated code ran, and hands inputs
+    of one storage over as one base; without the wrapper the generated code would get and return other
+    tensors than the piece.
     """
-    tensors = [v for v in signature.outputs if isinstance(v, TensorInfo)]
+    values = (*signature.inputs, *signature.outputs)
+    tensors = [v for v in values if isinstance(v, TensorInfo)]
     return all(info.alias_class is None for info in tensors)
 
 

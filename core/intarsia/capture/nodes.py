@@ -30,6 +30,9 @@ _ALLOCATION_OPS = {
     "aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty",
     "aten::new_empty_strided",
 }  # fmt: skip
+_PUBLIC: tuple[tuple[Any, str], ...] = (
+    (torch, "torch"), (torch.nn.functional, "torch.nn.functional"), (operator, "operator"),
+)  # fmt: skip
 _STATE_SWITCHES = ("_set_grad_enabled", "_log_api_usage_once")
 
 
@@ -65,12 +68,17 @@ def operation(node: fx.Node) -> str:
     name = torch_compat.operation_name(node.target)
     if name is not None:
         return name
-    target = node.target
+    return _function_path(node.target)
+
+
+def _function_path(target: Any) -> str:
+    # C functions of torch carry internal names: torch.sigmoid is _VariableFunctionsClass.sigmoid.
+    short = getattr(target, "__name__", None) or repr(target)
+    for module, path in _PUBLIC:
+        if getattr(module, short, None) is target:
+            return f"{path}.{short}"
     module = getattr(target, "__module__", None) or "torch"
-    if module == "_operator":
-        module = "operator"
-    short = getattr(target, "__qualname__", None) or getattr(target, "__name__", repr(target))
-    return f"{module}.{short}"
+    return f"{module}.{getattr(target, '__qualname__', short)}"
 
 
 def is_scalar_node(node: fx.Node) -> bool:
