@@ -636,24 +636,30 @@ def inductor_compile(
     given where Inductor's graph returns exactly the piece's outputs. The output nodes of `module` must
     carry a fake tensor of `fake_mode`: that is how "from_graph" finds the mode.
     """
+    import torch._functorch.config
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.standalone_compile import standalone_compile
 
-    made: list[tuple[Any, int]] = []
+    made: list[tuple[Any, tuple[int, int]]] = []
 
     def inner_compile(inner: Any, inner_inputs: Any, **keywords: Any) -> Any:
         compiled = compile_fx_inner(inner, inner_inputs, **keywords)
-        made.append((compiled, _output_count(inner)))
+        made.append((compiled, _counts(inner)))
         return compiled
 
     compile_options: dict[str, Any] = {"config_patches": dict(config_patches)}
     if direct:
         compile_options["inner_compile"] = inner_compile
-    artifact = standalone_compile(
-        module, inputs, dynamic_shapes="from_graph", options=compile_options, aot=serializable
-    )
+    # AOTAutograd's cache skips the inner compiler on a hit, and with it the generated call; Inductor's
+    # own cache underneath stays on. An artifact to keep is made by that cache's machinery.
+    with torch._functorch.config.patch(
+        enable_autograd_cache=serializable and torch._functorch.config.enable_autograd_cache
+    ):
+        artifact = standalone_compile(
+            module, inputs, dynamic_shapes="from_graph", options=compile_options, aot=serializable
+        )
     boxed = None
-    if len(made) == 1 and made[0][1] == _output_count(module):
+    if len(made) == 1 and made[0][1] == _counts(module):
         boxed = getattr(made[0][0], "current_callable", None)
     return InductorOutcome(
         callable=artifact,
@@ -662,9 +668,15 @@ def inductor_compile(
     )
 
 
-def _output_count(module: torch.fx.GraphModule) -> int:
+def _counts(module: torch.fx.GraphModule) -> tuple[int, int]:
+    """Return how many inputs and outputs a graph has.
+
+    AOTAutograd changes either where its wrappers have work to do: overlapping inputs of which one is
+    written become views of one base, and outputs that alias something come with their bases.
+    """
     values = module.graph.output_node().args[0]
-    return len(values) if isinstance(values, tuple | list) else 1
+    inputs = sum(node.op == "placeholder" for node in module.graph.nodes)
+    return inputs, len(values) if isinstance(values, tuple | list) else 1
 
 
 def inductor_load(data: bytes) -> Callable[..., Any]:
@@ -769,6 +781,7 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch._inductor.standalone_compile:standalone_compile",
         "torch._inductor.standalone_compile:AOTCompiledArtifact.serialize",
         "torch._inductor.compile_fx:compile_fx_inner",
+        "torch._functorch.config:enable_autograd_cache",
         "torch._inductor.config:get_config_copy",
         "torch._inductor.config:cpp.vec_isa_ok",
         "torch._inductor.cpp_builder:get_cpp_compiler",
