@@ -22,7 +22,7 @@ from intarsia.errors import (
 )
 
 if TYPE_CHECKING:
-    from intarsia.api import Compiled, compile, load, record, reports, step
+    from intarsia.api import Compiled, compile, reports
     from intarsia.interfaces import API_VERSION
 
 __version__ = "0.1.0"
@@ -43,20 +43,14 @@ __all__ = [
     "UnsupportedTorchError",
     "__version__",
     "compile",
-    "load",
-    "record",
     "reports",
-    "step",
 ]
 
 _LAZY = {
     "API_VERSION": "intarsia.interfaces",
     "Compiled": "intarsia.api",
     "compile": "intarsia.api",
-    "load": "intarsia.api",
-    "record": "intarsia.api",
     "reports": "intarsia.api",
-    "step": "intarsia.api",
 }
 
 

@@ -80,7 +80,7 @@ def compile(
         UnsupportedTorchError: this torch is outside the supported range.
     """
     torch_compat.require_supported_torch()
-    extra = {"name": name, "dump": None if dump is None else os.fspath(dump)}
+    extra: dict[str, Any] = {"name": name, "dump": None if dump is None else os.fspath(dump)}
     resolved = load_config(config, **overrides, **extra)
     listeners = (on_event,) if callable(on_event) else tuple(on_event)
     title = resolved.config.name or f"{describe(model)}-{next(_SERIAL)}"
@@ -108,6 +108,7 @@ class _Job:
         place = effective_settings(resolved, self.host, tensors)
         self.platform, self.device_type, self.device = place.platform, place.device_type, place.device
         self.resolved, self.changes = place.resolved, place.changes
+        self.components = place.components
         check_names(self.resolved.config, self.host)
         self.pipeline = Pipeline(
             self.resolved, self.host, self.platform, self.events, self.device, name
@@ -232,6 +233,7 @@ class _Job:
             [(p, s.partition, s.canonicals, s.choices, o)
              for (p, s), o in zip(parts, outcomes, strict=True)],
             scheduler, self.events, self.resolved, self.changes, self.pipeline.warnings,
+            self.components,
         )  # fmt: skip
         engine = Engine(
             self.name, self.model, entry, main.arguments, tensors, dispatcher, main.frozen,

@@ -149,11 +149,11 @@ class Compiled(torch.nn.Module):
     @property
     def report(self) -> Report:
         """What was compiled, and what has happened on calls so far."""
-        return self._engine.make_report()  # type: ignore[no-any-return, operator]
+        return self._engine.make_report()
 
     def explain(self, code: bool = False) -> str:
         """Return what runs and why, for a reader; with `code`, the generated stitching too."""
-        return self._engine.make_explanation(code)  # type: ignore[no-any-return, operator]
+        return self._engine.make_explanation(code)
 
     def rebind(self) -> None:
         """Bind the pieces to the model's weights as they are now.
@@ -164,14 +164,14 @@ class Compiled(torch.nn.Module):
         Raises:
             ContractError: a weight is of another kind than captured, or a Python value has changed.
         """
-        self._engine.compare_values()  # type: ignore[operator]
-        self._engine.rebind()  # type: ignore[operator]
+        self._engine.compare_values()
+        self._engine.rebind()
 
     def close(self) -> None:
         """Let go of what the model holds beside its weights; a later call raises."""
-        self._finalizer()  # type: ignore[operator]
+        self._finalizer()
         name = self._engine.name
-        for box in self._engine.dispatcher.boxes:  # type: ignore[union-attr]
+        for box in self._engine.dispatcher.boxes:
             for outcome in box.outcomes.values():
                 close = getattr(outcome.result.callable, "close", None)
                 if close is not None:
@@ -188,19 +188,19 @@ class Compiled(torch.nn.Module):
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.nn.Module]]:
         """Return the model's own modules."""
-        return self.module.named_modules(*args, **kwargs)  # type: ignore[no-any-return]
+        return self.module.named_modules(*args, **kwargs)
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """Return the model's own parameters."""
-        return self.module.named_parameters(*args, **kwargs)  # type: ignore[no-any-return]
+        return self.module.named_parameters(*args, **kwargs)
 
     def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """Return the model's own buffers."""
-        return self.module.named_buffers(*args, **kwargs)  # type: ignore[no-any-return]
+        return self.module.named_buffers(*args, **kwargs)
 
     def named_children(self) -> Iterator[tuple[str, torch.nn.Module]]:
         """Return the model's own children."""
-        return self.module.named_children()  # type: ignore[no-any-return]
+        return self.module.named_children()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the model's own state dict."""
@@ -226,7 +226,7 @@ class Compiled(torch.nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Compiled:
         self.module._apply(fn)
-        self._engine.weight_changed()  # type: ignore[operator]
+        self._engine.weight_changed()
         return self
 
     def __repr__(self) -> str:

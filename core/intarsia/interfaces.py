@@ -515,16 +515,30 @@ class PassReport:
     runs: tuple[PassRun, ...] = ()
 
 
+@frozen
+class BoundPass:
+    """A pass that is ready to run: `run(graph)` rewrites it, with the core's checks around it.
+
+    It returns how often the pass matched, or None where the pass does not count.
+    """
+
+    spec: PassSpec
+    run: Callable[[fx.Graph], int | None]
+
+
 class PassManager(Protocol):
-    """Orders and runs passes. The checks around each pass stay the core's."""
+    """Orders and runs passes. The checks around each pass are inside `BoundPass.run`, so a manager
+    that replaces the built-in one cannot lose them."""
 
     def order(
         self, specs: Sequence[PassSpec], stage: Stage, box: Box, config: Any
     ) -> Sequence[PassSpec]:
         """Return the specs that apply, in the order in which they run."""
 
-    def run(self, stage: Stage, graph: fx.Graph, context: PassContext) -> PassReport:
-        """Run the ordered passes of a stage over a graph, in place."""
+    def run(
+        self, passes: Sequence[BoundPass], stage: Stage, graph: fx.Graph, context: PassContext
+    ) -> PassReport:
+        """Run the passes of a stage, in the order that `order` gave, over a graph in place."""
 
     def factors(self) -> Mapping[str, str]:
         """Return named parts of the manager's identity, for the cache key."""

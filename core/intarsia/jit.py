@@ -149,6 +149,7 @@ class _GraphJob:
             [(p, split.partition, split.canonicals, split.choices, o)
              for p, o in zip(boxes, outcomes, strict=True)],
             scheduler, self.events, self.place.resolved, self.place.changes, self.pipeline.warnings,
+            self.place.components,
         )  # fmt: skip
         with _lock:
             _reports.append(lambda: with_counters(report, self.events))

@@ -21,6 +21,7 @@ from intarsia.capture.structure import Path
 from intarsia.compile.boxes import PlannedBox, plan_boxes
 from intarsia.compile.routes import RouteChoice, choose, piece_view
 from intarsia.compile.tasks import Outcome, Scheduler, Task
+from intarsia.components import Components, components, refuse_unserved
 from intarsia.config import Config, ResolvedConfig
 from intarsia.errors import ConfigError
 from intarsia.host import Host
@@ -289,6 +290,7 @@ class Place:
     device: int | None
     resolved: ResolvedConfig
     changes: tuple[tuple[str, ConfigChange], ...]
+    components: Components
 
 
 def effective_settings(
@@ -306,7 +308,9 @@ def effective_settings(
         resolved = resolved.with_layer(defaults, f"platform {platform.name}")
     traits = resolve_reference(platform.traits, owner=f'platform "{platform.name}"')
     resolved, changes = host.adjust_config(traits(index) if traits is not None else {}, resolved)
-    return Place(platform, kind or platform.device_type, index, resolved, changes)
+    refuse_unserved(resolved)
+    built = components(resolved.config, platform, host, index)
+    return Place(platform, kind or platform.device_type, index, resolved, changes, built)
 
 
 def device_of(tensors: Sequence[torch.Tensor]) -> tuple[str | None, int | None]:

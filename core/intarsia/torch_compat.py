@@ -69,6 +69,7 @@ class FrameCapture:
             function on the graph's inputs, and rebuilds the frame's result from what that returns.
         extra_inputs: the values of placeholders at the end that the frame's own Python does not pass.
         traced_root: what stood for `root` while tracing, where that was another object.
+        written_globals: names of globals that the frame writes.
     """
 
     module: torch.fx.GraphModule | None
@@ -83,6 +84,12 @@ class FrameCapture:
     f_globals: Mapping[str, Any] = field(factory=dict)
     extra_inputs: tuple[Any, ...] = ()
     traced_root: Any = None
+    written_globals: tuple[str, ...] = ()
+
+    @property
+    def root_name(self) -> str:
+        """What the traced function calls its first parameter, where the root is bound to it."""
+        return str(self.function.__code__.co_varnames[0]) if self.root is not None else "self"
 
 
 @contextlib.contextmanager
@@ -93,7 +100,9 @@ def capture_settings() -> Iterator[None]:
     shapes would make the graph depend on what was traced earlier in the process.
     """
     import torch._dynamo.config
-    import torch.fx.experimental._config as fx_config
+    from torch.fx.experimental import _config
+
+    fx_config: Any = _config
 
     with (
         torch._dynamo.config.patch(
@@ -142,6 +151,7 @@ def capture_frame(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         function=function,
         root=root,
         guards=tuple(_guard_entry(guard) for guard in captured.output_graph.guards),
+        written_globals=_written_globals(captured.bytecode),
         codes=tuple(captured.traced_code or ()),
         sources=_input_sources(captured, backend),
         rebuild=rebuild,
@@ -175,6 +185,14 @@ def _has_unbacked(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         return any(_has_unbacked(s) for s in value.shape)
     return isinstance(value, tuple | list) and any(_has_unbacked(v) for v in value)
+
+
+def _written_globals(code: CodeType) -> tuple[str, ...]:
+    import dis
+
+    writes = ("STORE_GLOBAL", "DELETE_GLOBAL")
+    names = (i.argval for i in dis.get_instructions(code) if i.opname in writes)
+    return tuple(dict.fromkeys(names))
 
 
 def _input_sources(captured: Any, backend: Any) -> tuple[str, ...]:
@@ -664,7 +682,7 @@ def inductor_compile(
     return InductorOutcome(
         callable=artifact,
         boxed=boxed,
-        serialize=artifact.serialize if serializable else None,
+        serialize=getattr(artifact, "serialize") if serializable else None,  # noqa: B009
     )
 
 

@@ -383,7 +383,8 @@ class _Expansion:
             for node in body.nodes:
                 if not (node.target is getitem and node.args[0] is body.begin):
                     mapping.copy(node)
-        results = [mapping.find(n) for n in body.end.args[2:]]
+        ends: Any = body.end.args[2:]
+        results = [mapping.find(n) for n in ends]
         values = nodes.value_of(call)
         for value, result in zip(values, results, strict=True):
             self.aliases[torch_compat.storage_id(value)] = nodes.storage_of(result)

@@ -187,7 +187,7 @@ def template_of(value: Any, known: Known) -> Template:
 
 def make_object(cls: type, attributes: Mapping[str, Any]) -> Any:
     """Build a plain object from its attributes, without calling its constructor."""
-    made = cls.__new__(cls)
+    made: Any = object.__new__(cls)
     made.__dict__.update(attributes)
     return made
 

@@ -14,6 +14,7 @@ from intarsia.capture.graph import Graph
 from intarsia.compile.boxes import PlannedBox
 from intarsia.compile.routes import RouteChoice, piece_view
 from intarsia.compile.tasks import Outcome, Scheduler
+from intarsia.components import Components
 from intarsia.config import ResolvedConfig
 from intarsia.interfaces import ConfigChange, PlatformSpec
 from intarsia.report.events import EventStream
@@ -28,7 +29,7 @@ Part = tuple[PlannedBox, Partition, Sequence[CanonicalPiece], Sequence[RouteChoi
 def build_report(
     name: str, platform: PlatformSpec, device: str, graphs: Sequence[Graph], parts: Sequence[Part],
     scheduler: Scheduler, events: EventStream, resolved: ResolvedConfig,
-    changes: Sequence[tuple[str, ConfigChange]], warnings: Sequence[str],
+    changes: Sequence[tuple[str, ConfigChange]], warnings: Sequence[str], built: Components,
 ) -> Report:  # fmt: skip
     """Return the report of a compile. The pieces are those of the first graph."""
     _, partition, canonicals, choices, _ = parts[0]
@@ -45,7 +46,8 @@ def build_report(
         compiler_calls=scheduler.calls, captures=len(graphs), traces=sum(g.traces for g in graphs),
         fallbacks=scheduler.fallbacks, boxes=tuple(dict(p.box) for p, *_ in parts),
         seconds=dict(events.seconds), piece_reports=pieces,
-        settings=_settings(resolved, platform, changes), warnings=tuple(warnings),
+        settings=(*_settings(resolved, platform, changes), *_component_settings(resolved, built)),
+        warnings=tuple(warnings),
         counters=dict(events.counters), reasons=dict(events.reasons),
     )  # fmt: skip
 
@@ -108,6 +110,23 @@ def _settings(
     if resolved.config.platform == "auto":
         found.append(Setting("platform", "auto", platform.name, "default", "from the model's tensors"))
     return tuple(found)
+
+
+def _component_settings(resolved: ResolvedConfig, built: Components) -> list[Setting]:
+    config = resolved.config
+    found = []
+    if built.pass_manager is not None:
+        factors = ", ".join(f"{k}={v}" for k, v in built.pass_manager.factors().items())
+        found.append(Setting("pass-manager in effect", config.pass_manager, built.pass_manager_name,
+                             resolved.origin("pass_manager"), factors))  # fmt: skip
+    if built.static_graph is not None:
+        budget = ", ".join(f"{k} {v}" for k, v in built.static_graph.budget(None).items())
+        found.append(
+            Setting("static-graph-backend in effect", config.static_graph_backend,
+                    built.static_graph_name, resolved.origin("static_graph_backend"),
+                    f"budget {budget}")
+        )  # fmt: skip
+    return found
 
 
 # -------------------------------------------------------------------------------------------- explain

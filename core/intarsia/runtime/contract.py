@@ -98,6 +98,8 @@ class _EntryWriter:
 
     def entry(self) -> Entry:
         roots = [p.name for p in self.tree.parameters]
+        # Own variables begin with an underscore, so that no parameter's name can hide them.
+        self.space.taken.update(roots)
         signature = _signature(self.tree.parameters, self.space)
         refuse = f"return _refuse({', '.join(f'{r}={r}' for r in roots)})"
         self._values(refuse)
@@ -122,9 +124,9 @@ class _EntryWriter:
 
     def _guarded(self, tests: Sequence[str], refuse: str) -> None:
         # Looking into an argument that is something else entirely may raise; that is a refusal too.
-        self.lines += ["try:", f"    bad = {' or '.join(tests)}"]
-        self.lines += ["except (AttributeError, KeyError, IndexError, TypeError):", "    bad = True"]
-        self.lines += ["if bad:", f"    {refuse}"]
+        self.lines += ["try:", f"    _bad = {' or '.join(tests)}"]
+        self.lines += ["except (AttributeError, KeyError, IndexError, TypeError):", "    _bad = True"]
+        self.lines += ["if _bad:", f"    {refuse}"]
 
     def _value(self, path: Path, expected: Expected) -> list[str]:
         value = expected.value
@@ -147,7 +149,7 @@ class _EntryWriter:
     def _tensors(self, refuse: str) -> dict[str, str]:
         names: dict[str, str] = {}
         for number, contract in enumerate(self.tensors):
-            names[str(contract.path)] = f"t{number}"
+            names[str(contract.path)] = f"_t{number}"
         if not names:
             return names
         self.space.values["_Tensor"] = torch.Tensor
@@ -247,19 +249,19 @@ class _EntryWriter:
         key = "0" if not key else key if len(self.symbols) == 1 else f"({key})"
         arguments = [*names.values(), *roots, *(_var(s) for s in self.symbols)]
         self.lines += [
-            f"run = _table.get({key}) or _miss({key})",
+            f"_run = _table.get({key}) or _miss({key})",
             "if _is_grad_enabled():",
             "    _set_grad_enabled(False)",
             "    try:",
-            f"        return run({', '.join(arguments)})",
+            f"        return _run({', '.join(arguments)})",
             "    finally:",
             "        _set_grad_enabled(True)",
-            f"return run({', '.join(arguments)})",
+            f"return _run({', '.join(arguments)})",
         ]
 
 
 def _var(symbol: str) -> str:
-    return f"n_{identifier(symbol)}"
+    return f"_n_{identifier(symbol)}"
 
 
 def _signature(parameters: Sequence[Parameter], space: Namespace) -> str:
@@ -439,10 +441,10 @@ def _relation_problem(
             if _at(other, call) is not _at(first, call):
                 return _error(name, other, f"the same tensor as {first}", "another tensor")
     for contract in tensors:
-        for other in tensors if contract.mutated else ():
-            if other is not contract and overlap(_at(contract.path, call), _at(other.path, call)):
+        for entry in tensors if contract.mutated else ():
+            if entry is not contract and overlap(_at(contract.path, call), _at(entry.path, call)):
                 return _error(name, contract.path, "memory of its own, since the model writes to it",
-                              f"an overlap with {other.path}")  # fmt: skip
+                              f"an overlap with {entry.path}")  # fmt: skip
     return ContractError(f"a call of {name} does not fit what was captured",
                          why="its sizes are not in the relation that was captured", subject=name)  # fmt: skip
 

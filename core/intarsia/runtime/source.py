@@ -34,9 +34,14 @@ _SERIAL = count()
 
 @define
 class Namespace:
-    """The names that generated code uses, and what they stand for."""
+    """The names that generated code uses, and what they stand for.
+
+    Attributes:
+        taken: names of variables and parameters; in a function they would hide a value of that name.
+    """
 
     values: dict[str, Any] = field(factory=dict)
+    taken: set[str] = field(factory=set)
     _by_id: dict[int, str] = field(factory=dict, alias="_by_id")
 
     def bind(self, value: Any, hint: str) -> str:
@@ -46,7 +51,7 @@ class Namespace:
             return known
         name = base = identifier(hint)
         number = 1
-        while name in self.values:
+        while name in self.values or name in self.taken:
             number += 1
             name = f"{base}_{number}"
         self.values[name] = value
@@ -142,7 +147,6 @@ class Body:
     space: Namespace
     lines: list[str] = field(factory=list)
     names: dict[fx.Node, str] = field(factory=dict)
-    _taken: set[str] = field(factory=set, alias="_taken")
 
     def name_for(self, node: fx.Node) -> str:
         """Return a node's variable, a new one at its first use."""
@@ -154,10 +158,10 @@ class Body:
         """Return an unused variable name."""
         base = name = identifier(hint)
         number = 1
-        while name in self._taken or name in self.space.values or name in _BUILTIN:
+        while name in self.space.taken or name in self.space.values or name in _BUILTIN:
             number += 1
             name = f"{base}_{number}"
-        self._taken.add(name)
+        self.space.taken.add(name)
         return name
 
     def run(self, node: fx.Node) -> None:

@@ -65,7 +65,7 @@ class _Writer:
     sizes: dict[str, str] = field(factory=dict)
 
     def stitching(self, roots: Sequence[str], symbols: Sequence[str]) -> Stitching:
-        self.body._taken.update(roots)
+        self.body.space.taken.update(roots)
         self._inputs(roots, symbols)
         self.real = {s: self.body.fresh(f"real_{s}") for s in symbols} if self.padded else {}
         self.parameters += [f"{name}=None" for name in self.real.values()]
@@ -101,7 +101,7 @@ class _Writer:
                 return repr(value)
             return sizes.get(entry.name, "None")  # a symbol that nothing reads
         name = self.body.fresh(f"w_{entry.name}")
-        self.body._taken.add(name)
+        self.body.space.taken.add(name)
         self.weights[index] = name
         return name
 
@@ -245,7 +245,7 @@ class _Writer:
         index = effect.template.ref if effect.template.kind == "value" else None
         made = nodes.value_of(self.partition.result[index]) if index is not None else None
         same = isinstance(made, torch.Tensor) and tuple(made.shape) == tuple(buffer.shape)
-        if not same or made.dtype != buffer.dtype:
+        if not same or made is None or made.dtype != buffer.dtype:
             raise CaptureError(
                 f"the model replaces its buffer {effect.target} by another shape or dtype",
                 why="the pieces are bound to the buffer that there was",

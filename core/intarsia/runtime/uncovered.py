@@ -98,7 +98,7 @@ class Uncovered:
         count = len(self.tensors)
         wanted = [
             [(d, target[s]) for d, s in enumerate(c.shape) if s in self.padded] for c in self.tensors
-        ]  # type: ignore[misc]
+        ]
 
         def padded(*arguments: Any) -> Any:
             tensors = [_grown(t, dims) for t, dims in zip(arguments[:count], wanted, strict=True)]

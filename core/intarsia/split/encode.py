@@ -6,11 +6,8 @@ is pickled, so decoding runs no code beyond importing the modules that the names
 
 from __future__ import annotations
 
-import builtins
 import enum
 import importlib
-import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,18 +28,9 @@ class CannotEncode(IntarsiaError):
 # -------------------------------------------------------------------------------------------- targets
 
 _SEARCHED = (
-    (torch, "torch"),
-    (torch.nn.functional, "torch.nn.functional"),
-    (torch._C._nn, "torch._C._nn"),
-    (torch._C, "torch._C"),
-    (torch._C._linalg, "torch._C._linalg"),
-    (torch._C._fft, "torch._C._fft"),
-    (torch._C._special, "torch._C._special"),
-    (torch.Tensor, "torch:Tensor"),
-    (operator, "operator"),
-    (math, "math"),
-    (builtins, "builtins"),
-)
+    "torch", "torch.nn.functional", "torch._C._nn", "torch._C", "torch._C._linalg", "torch._C._fft",
+    "torch._C._special", "torch:Tensor", "operator", "math", "builtins",
+)  # fmt: skip
 
 
 def function_name(function: Any) -> str:
@@ -57,7 +45,7 @@ def function_name(function: Any) -> str:
     module = getattr(function, "__module__", None)
     candidates = [f"{module}:{name}"] if module else []
     short = name.rsplit(".", 1)[-1]
-    for _, prefix in _SEARCHED:
+    for prefix in _SEARCHED:
         candidates.append(f"{prefix}.{short}" if ":" in prefix else f"{prefix}:{short}")
     for candidate in candidates:
         if _resolves_to(candidate, function):
@@ -175,7 +163,8 @@ def _encode_scalar(value: Any, reference: Callable[[fx.Node], Encoded]) -> Encod
     if isinstance(value, enum.Enum):
         return ["enum", function_name(type(value)), value.name]
     if isinstance(value, bool | int | float):  # subclasses: numpy scalars and the like
-        return encode_argument(value.__class__.__base__(value), reference)
+        base: Any = type(value).__base__
+        return encode_argument(base(value), reference)
     operation = torch_compat.operation_name(value)
     if operation is not None:
         return ["op", operation]

@@ -116,7 +116,7 @@ def _unpack_tuples(graph: fx.Graph) -> None:
         whole = [u for u in node.users if u.target is not operator.getitem or u.args[0] is not node]
         if not whole:
             continue
-        items = []
+        items: list[fx.Node] = []
         with graph.inserting_after(node):
             for index in reversed(range(len(value))):
                 item = graph.call_function(operator.getitem, (node, index))

@@ -78,6 +78,7 @@ def clean_path(path: str) -> str:
     text = path
     for prefix in ("L['self']", "L['fn']"):
         text = text.removeprefix(prefix)
+    text = text.replace(".forward.__self__", "")  # a method that regional capture looked up by name
     text = text.replace("._modules['", ".").replace("['", ".").replace("']", "")
     text = text.replace("[", ".").replace("]", "")
     return text.strip(".")

@@ -1,0 +1,84 @@
+"""Components that config names beside compilers and rules: the pass manager and the static-graph backend.
+
+Also the settings that this version knows and cannot serve yet. They are refused by name, because a
+setting that is accepted and does nothing is a lie.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import frozen
+
+from intarsia.config import Config, ResolvedConfig
+from intarsia.errors import ConfigError
+from intarsia.host import Host
+from intarsia.interfaces import PassManager, PlatformSpec, StaticGraphBackend
+from intarsia.references import resolve_reference
+
+
+@frozen
+class Components:
+    """What config or the platform names, built; None where nothing is named."""
+
+    pass_manager: PassManager | None
+    pass_manager_name: str
+    static_graph: StaticGraphBackend | None
+    static_graph_name: str
+
+
+def components(
+    config: Config, platform: PlatformSpec, host: Host, device: int | None
+) -> Components:
+    """Build the named pass manager and static-graph backend.
+
+    Raises:
+        ConfigError, PluginError: a name is unknown, or its plugin cannot be used.
+    """
+    manager_name = config.pass_manager or platform.pass_manager
+    backend_name = config.static_graph_backend or platform.static_graph
+    manager: Any = None
+    if manager_name is not None:
+        owner = f'pass manager "{manager_name}"'
+        manager = resolve_reference(host.pass_manager(manager_name).factory, owner=owner)()
+    backend: Any = None
+    if backend_name is not None and config.static_graph_backend is not None:
+        spec = host.static_graph(backend_name)
+        factory = resolve_reference(spec.factory, owner=f'static-graph backend "{backend_name}"')
+        backend = factory(host.options(spec), device)
+    return Components(manager, manager_name or "none", backend, backend_name or "none")
+
+
+_NOT_YET = (
+    ("static_graph", "none", "recording static graphs"),
+    ("cache", False, "the compile cache"),
+    ("artifact", "quick", "packages and tiers"),
+)
+
+
+def refuse_unserved(resolved: ResolvedConfig) -> None:
+    """Refuse a setting that asks for something this version does not do.
+
+    Raises:
+        ConfigError: naming the setting, where it was set, and the value that works.
+    """
+    for key, served, what in _NOT_YET:
+        value = getattr(resolved.config, key)
+        if value != served:
+            raise _unserved(resolved, key, value, served, what)
+    passes = resolved.config.passes
+    for key, value in (("enable", passes.enable), ("disable", passes.disable), ("limit", passes.limit)):
+        if value:
+            raise _unserved(resolved, f"passes.{key}", value, None, "running graph passes")
+
+
+def _unserved(
+    resolved: ResolvedConfig, key: str, value: Any, served: Any, what: str
+) -> ConfigError:
+    name = key.replace("_", "-")
+    return ConfigError(
+        f"{name} = {value!r} ({resolved.origin(key)}) cannot be served",
+        why=f"{what} is not part of this version of intarsia",
+        next_step=f"Leave {name} out" + (f", or set it to {served!r}." if served is not None else "."),
+        subject=key,
+    )

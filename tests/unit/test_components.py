@@ -1,0 +1,103 @@
+"""Components named by config: they are built and shown, and what cannot be served is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+import intarsia
+from intarsia.config import load_config
+from intarsia.host import Host
+from intarsia.interfaces import (
+    BoundPass,
+    PassContext,
+    PassManagerSpec,
+    PassReport,
+    PassSpec,
+    StaticGraphSpec,
+)
+
+
+class Reversed:
+    """A pass manager of a third party."""
+
+    def order(self, specs: Sequence[PassSpec], *_: Any) -> Sequence[PassSpec]:
+        """Return the passes in the opposite order."""
+        return list(reversed(specs))
+
+    def run(self, passes: Sequence[BoundPass], stage: Any, graph: Any, _: PassContext) -> PassReport:
+        """Run nothing."""
+        return PassReport(stage)
+
+    def factors(self) -> Mapping[str, str]:
+        """Return what it is."""
+        return {"direction": "backwards"}
+
+
+class Slots:
+    """A static-graph backend of a third party."""
+
+    def __init__(self, options: Mapping[str, Any], device: int | None) -> None:
+        self.options = options
+
+    def budget(self, device: int | None) -> Mapping[str, int]:
+        """Return ten slots."""
+        return {"slots": 10}
+
+
+class Acme:
+    """The plugin that brings both."""
+
+    intarsia_api_version = (1, 0)
+    __name__ = "acme"
+
+    @staticmethod
+    def intarsia_pass_managers() -> list[PassManagerSpec]:
+        """Bring the manager."""
+        return [PassManagerSpec("acme", Reversed)]
+
+    @staticmethod
+    def intarsia_static_graphs() -> list[StaticGraphSpec]:
+        """Bring the backend."""
+        return [StaticGraphSpec("acme", Slots)]
+
+
+def compiled(**settings: Any) -> Any:
+    """Compile a small model with settings and the plugin."""
+    resolved = load_config(None, environ={}, compilers=["eager"], **settings)
+    return intarsia.compile(
+        torch.nn.Linear(4, 4), args=(torch.randn(2, 4),), config=resolved,
+        host=Host(resolved, extra_plugins=[Acme()]),
+    )  # fmt: skip
+
+
+def test_a_named_pass_manager_and_backend_are_built_and_explained() -> None:
+    text = compiled(pass_manager="acme", static_graph_backend="acme").explain()
+    assert "pass-manager in effect = 'acme'" in text
+    assert "direction=backwards" in text
+    assert "budget slots 10" in text
+
+
+@pytest.mark.parametrize("key", ["pass_manager", "static_graph_backend"])
+def test_an_unknown_component_is_an_error_with_the_nearest_name(key: str) -> None:
+    with pytest.raises(intarsia.ConfigError, match='did you mean "acme"'):
+        compiled(**{key: "acmee"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        ({"static_graph": "piecewise"}, "static-graph"),
+        ({"cache": True}, "cache"),
+        ({"artifact": "package"}, "artifact"),
+        ({"passes": {"enable": ["x"]}}, "passes.enable"),
+    ],
+)
+def test_a_setting_that_cannot_be_served_yet_is_refused(settings: Any, shown: str) -> None:
+    with pytest.raises(intarsia.ConfigError, match="cannot be served") as caught:
+        compiled(**settings)
+    assert shown in str(caught.value)
+    assert "(code)" in str(caught.value)
