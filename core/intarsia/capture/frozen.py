@@ -8,7 +8,7 @@ bundle is loaded, and on every call with `check = "values"`.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -55,11 +55,11 @@ class FrozenValue:
 def frozen_values(capture: FrameCapture) -> tuple[list[FrozenValue], list[str]]:
     """Return what tracing read outside the call's arguments, and the sources that cannot be compared."""
     scope = _scope(capture)
-    root_name = capture.function.__code__.co_varnames[0] if capture.root is not None else "self"
+    root_name = capture.root_name
     found: dict[str, FrozenValue] = {}
     opaque: list[str] = []
     for source, kind in sorted(set(capture.guards)):
-        if not source or not _outside_arguments(source, capture):
+        if not source or not outside_arguments(source, capture):
             continue
         if kind not in _VALUE_GUARDS:
             if kind in ("ID_MATCH", "CLOSURE_MATCH", "FUNCTION_MATCH") and source not in found:
@@ -120,7 +120,26 @@ def _scope(capture: FrameCapture) -> dict[str, Any]:
     return scope
 
 
-def _outside_arguments(source: str, capture: FrameCapture) -> bool:
+def source_values(capture: FrameCapture) -> Iterator[tuple[str, Any]]:
+    """Yield the source and live value of everything that tracing read; closure cells as such, too."""
+    scope = _scope(capture)
+    sources = {source for source, _ in capture.guards if source}
+    cells = {s.removesuffix(".cell_contents") for s in sources if s.endswith(".cell_contents")}
+    for source in sorted(sources | cells):
+        code = _compiled(source)
+        try:
+            if code is not None:
+                yield source, eval(code, scope)
+        except Exception:  # Dynamo's sources may name helpers of its own
+            continue
+    for name, cell in zip(
+        capture.function.__code__.co_freevars, capture.function.__closure__ or (), strict=True
+    ):
+        yield f"L[{name!r}]", cell
+
+
+def outside_arguments(source: str, capture: FrameCapture) -> bool:
+    """Say whether a source is no argument of the call, nor part of one."""
     code = capture.function.__code__
     count = code.co_argcount + code.co_kwonlyargcount
     count += bool(code.co_flags & 0x04) + bool(code.co_flags & 0x08)

@@ -25,6 +25,7 @@ from intarsia.capture.graph import (
     Parameter,
     Symbol,
 )
+from intarsia.capture.held import held_objects
 from intarsia.capture.normalise import normalise
 from intarsia.capture.structure import (
     Effect,
@@ -202,7 +203,7 @@ class _Reader:
         names = self._names(inputs)
         inputs = [self._named_symbol(i, h, names) for i, h in zip(inputs, self.holes, strict=True)]
         values, opaque = frozen_values(self.frame)
-        self._refuse_state(run.effects, values)
+        self._refuse_state(run, values)
         assert self.frame.module is not None
         return Graph(
             module=normalise(self.frame.module, names),
@@ -343,26 +344,37 @@ class _Reader:
 
     # -- effects
 
-    def _refuse_state(self, effects: Sequence[Effect], values: Sequence[FrozenValue]) -> None:
-        """Refuse a write to the model itself that the graph cannot keep true."""
+    def _refuse_state(self, run: _Rebuilt, values: Sequence[FrozenValue]) -> None:
+        """Refuse a write that the graph cannot keep true: to what tracing read, or out of its reach."""
         read = {entry.label for entry in values}
-        for effect in effects:
+        for effect in run.effects:
             label = str(effect.target)
             if effect.target.root == "self" and label in read:
-                raise CaptureError(
-                    f"{describe(self.model)} reads and writes {label} in its forward",
-                    why="the value that tracing saw would be used on every call",
-                    next_step="Keep it in a buffer, or use torch.compile(model, "
-                    'backend="intarsia").',
-                    subject=label,
-                )
+                raise self._state_error(
+                    f"reads and writes {label}", label,
+                    "the value that tracing saw would be used on every call",
+                )  # fmt: skip
+        for label in run.lost:
+            raise self._state_error(
+                f"writes {label}", label, "a write to such an object would only happen while tracing"
+            )
+
+    def _state_error(self, what: str, label: str, why: str) -> CaptureError:
+        return CaptureError(
+            f"{describe(self.model)} {what} in its forward", why=why,
+            next_step='Keep it in a buffer, or use torch.compile(model, backend="intarsia").',
+            subject=label,
+        )  # fmt: skip
 
 
 @frozen
 class _Rebuilt:
+    """What a frame's Python does; `lost` names writes that nothing can do again on a call."""
+
     inputs: tuple[Any, ...]
     result: Template
     effects: tuple[Effect, ...]
+    lost: tuple[str, ...] = ()
 
 
 def rebuild(
@@ -388,9 +400,13 @@ def rebuild(
         return marks
 
     args, kwargs = Call(call.parameters, arguments).split()
+    held = held_objects(frame)
     with torch.no_grad(), _module_restored(frame.traced_root or frame.root) as written:
-        value = frame.rebuild(stand_in)(*args, **kwargs)
-        changed = written()
+        try:
+            value = frame.rebuild(stand_in)(*args, **kwargs)
+            changed, lost = written(), held.written()
+        finally:
+            held.restore()
         known = _known(marks, arguments, paths, weights)
         effects = [
             effect for name, after in arguments.items()
@@ -400,7 +416,8 @@ def rebuild(
             Effect(path, template_of(new, known), "attribute") for path, new in changed
         ]
         result = template_of(value, known)
-    return _Rebuilt(received[0] if received else (), result, tuple(effects))
+    lost += [f"global {name}" for name in frame.written_globals]
+    return _Rebuilt(received[0] if received else (), result, tuple(effects), tuple(lost))
 
 
 def _markers(output: Any) -> list[Any]:
