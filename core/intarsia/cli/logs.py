@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from intarsia.errors import ConfigError, nearest
 
 __all__ = ["readable_logs"]
 
@@ -28,8 +31,29 @@ def readable_logs(with_traceback: bool = False, *, silent: bool = False) -> Iter
     handler = logging.NullHandler() if silent else logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine(with_traceback))
     log = logging.getLogger("intarsia")
+    before = log.level
+    log.setLevel(_level() or before)
     log.addHandler(handler)
     try:
         yield
     finally:
         log.removeHandler(handler)
+        log.setLevel(before)
+
+
+def _level() -> int | None:
+    """Return the level that INTARSIA_LOG names, None where it is not set.
+
+    Raises:
+        ConfigError: it names no level.
+    """
+    name = os.environ.get("INTARSIA_LOG", "").strip()
+    if not name:
+        return None
+    levels = {key.lower(): value for key, value in logging.getLevelNamesMapping().items()}
+    if name.lower() not in levels:
+        raise ConfigError(
+            f'INTARSIA_LOG is "{name}", which is no level', next_step=nearest(name.lower(), levels),
+            subject="INTARSIA_LOG",
+        )  # fmt: skip
+    return levels[name.lower()]

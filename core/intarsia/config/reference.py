@@ -36,7 +36,8 @@ can be named by code and plugins only.
 
 Variables take the same text as files, without quotes around strings; a list may be written `a, b`, and a
 table `tokens=8,256; batch=1`. Two variables are not settings: `INTARSIA_CONFIG` names the file, and
-`INTARSIA_LOG` sets how much is logged. `INTARSIA_CHECK=1` turns on the checks between stages; any other
+`INTARSIA_LOG` sets how much the command line logs (`debug`, `info`, `warning`...); a program uses
+Python's `logging`, logger `intarsia`. `INTARSIA_CHECK=1` turns on the checks between stages; any other
 value of it is the setting `check`.
 """
 
