@@ -32,4 +32,5 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = import_module("intarsia_tests_toys")
     module.REQUESTS.clear()
     module.RUNS.clear()
+    module.BINDS.clear()
     return module

@@ -54,7 +54,10 @@ class Engine:
     def _miss(self, key: Any) -> Callable[..., Any]:
         if self.stale:
             self.rebind()
-        return self.dispatcher.miss(key)
+        found = self.dispatcher.miss(key)
+        if self.stale:  # a weight was replaced in between: the table must not keep this
+            self.dispatcher.forget()
+        return found
 
     def _refuse(self, **call: Any) -> Any:
         raise diagnose(self.name, self.tree, self.tensors, call)

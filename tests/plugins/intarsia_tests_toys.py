@@ -4,10 +4,13 @@
 - pointwise: takes sigmoid, mul and add and nothing else; for split-by-support.
 - static-only: takes no dynamic shapes, and checks that it gets none.
 - raiser: fails with an error of its own.
+- binder: has `bind`, and keeps what it was called with.
+- liar: returns something else than was recorded; the option `lie` says what.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from intarsia.errors import CompileRejected
@@ -18,6 +21,7 @@ from intarsia.interfaces import (
     CompilerSpec,
     Decision,
     OpView,
+    Option,
 )
 
 intarsia_api_version = (1, 0)
@@ -27,6 +31,9 @@ REQUESTS: list[CompileRequest] = []
 
 RUNS: list[tuple[str, dict[str, tuple[int, int]]]] = []
 """The name and box of every piece that a toy ran since the fixture cleared it."""
+
+BINDS: list[dict[int, Any]] = []
+"""The weights that the binder's `bind` was given since the fixture cleared it."""
 
 _POINTWISE = {
     "torch.sigmoid", "aten::sigmoid.default", ".sigmoid",
@@ -97,6 +104,48 @@ class Raiser(Toy):
         raise RuntimeError(f"the raiser does not like {request.name}")
 
 
+class Binder(Toy):
+    """Counts how often each piece instance is bound, and runs what it bound."""
+
+    def bind(self, function: Any, weights: Mapping[int, Any]) -> Any:
+        BINDS.append(dict(weights))
+        kept = dict(weights)
+
+        def run(*inputs: Any) -> Any:
+            for index, weight in kept.items():
+                assert inputs[index] is weight, "a piece is called with what it was bound to"
+            return function(*inputs)
+
+        return run
+
+
+class Liar(Toy):
+    """Runs the piece and changes its first result."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.lie = options["lie"]
+
+    def compile(self, request: CompileRequest) -> CompileResult:
+        forward, lie = request.graph.forward, self.lie
+
+        def run(*inputs: Any) -> Any:
+            first, *rest = forward(*inputs)
+            return LIES[lie](first, rest, inputs)
+
+        return CompileResult(run)
+
+
+LIES: dict[str, Any] = {
+    "dtype": lambda first, rest, inputs: (first.double(), *rest),
+    "shape": lambda first, rest, inputs: (first[:, :1], *rest),
+    "rank": lambda first, rest, inputs: (first[None], *rest),
+    "stride": lambda first, rest, inputs: (first.t().contiguous().t(), *rest),
+    "arity": lambda first, rest, inputs: (first, *rest, first),
+    "bare": lambda first, rest, inputs: first,
+    "none": lambda first, rest, inputs: (None, *rest),
+    "alias": lambda first, rest, inputs: (inputs[0], *rest),
+}
+
 _EVERYTHING = Capabilities(dynamic_shapes=True, mutation=True, custom_ops=True, workers=False)
 
 
@@ -104,7 +153,8 @@ def _spec(name: str, cls: type[Toy], capabilities: Capabilities = _EVERYTHING) -
     return CompilerSpec(
         name=name,
         version="1",
-        factory=lambda options, device: cls(),
+        factory=lambda options, device: cls(options) if options else cls(),  # type: ignore[call-arg]
+        options={"lie": Option("dtype", str)} if cls is Liar else {},
         supports=pointwise_supports if cls is Pointwise else None,
         capabilities=capabilities,
     )
@@ -116,6 +166,8 @@ def intarsia_compilers() -> list[CompilerSpec]:
         _spec("recorder", Toy),
         _spec("pointwise", Pointwise),
         _spec("raiser", Raiser),
+        _spec("binder", Binder),
+        _spec("liar", Liar),
         _spec(
             "static-only", StaticOnly, Capabilities(mutation=True, custom_ops=True, workers=False)
         ),

@@ -8,7 +8,8 @@ bundle is loaded, and on every call with `check = "values"`.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import CellType
 from typing import Any
 
 import torch
@@ -104,17 +105,27 @@ def _training(name: str, module: torch.nn.Module) -> FrozenValue:
     return FrozenValue(f"training:{name}", label, module.training, lambda: module.training)
 
 
+class _Locals(dict[str, Any]):
+    """The traced function's names; closure variables are read from their cells as they are now."""
+
+    def __init__(self, cells: Iterable[tuple[str, CellType]]) -> None:
+        super().__init__()
+        self.cells = dict(cells)
+
+    def __missing__(self, name: str) -> Any:
+        try:
+            return self.cells[name].cell_contents
+        except ValueError:  # an empty cell
+            raise KeyError(name) from None
+
+
 def _scope(capture: FrameCapture) -> dict[str, Any]:
-    local: dict[str, Any] = {}
     function = capture.function
     names = function.__code__.co_varnames
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    local = _Locals(cells)
     if capture.root is not None and names:
         local[names[0]] = capture.root
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            local[name] = cell.cell_contents
-        except ValueError:
-            continue  # an empty cell: nothing to compare
     scope: dict[str, Any] = dict(capture.f_globals)
     scope.update({"L": local, "G": capture.f_globals})
     return scope

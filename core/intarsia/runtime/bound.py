@@ -119,8 +119,9 @@ class BoundBox:
     def _first(self, careful: Forward, fast: Forward) -> Forward:
         def first_call(*arguments: Any) -> Any:
             result = careful(*arguments)
-            self.forward = fast
-            self.on_checked()
+            if self.forward is first_call:  # else it was bound anew meanwhile, to other weights
+                self.forward = fast
+                self.on_checked()
             return result
 
         return first_call
