@@ -153,7 +153,9 @@ class _Job:
             )  # fmt: skip
 
     def _note(self, text: str) -> None:
-        self.pipeline.warnings.append(text)  # in the report; the result is the same, only slower
+        # In the report; the result is the same, only slower.
+        if text not in self.pipeline.warnings:
+            self.pipeline.warnings.append(text)
 
     def _refuse_fixed(self, graph: Graph) -> None:
         """Refuse a dimension that was named dynamic and that tracing nevertheless fixed."""

@@ -91,6 +91,8 @@ def read_source(capture: FrameCapture, source: str, kind: str) -> Any:
         value = _reader(code, kind, _scope(capture))()
     except Exception:  # Dynamo's sources may name helpers of its own
         return _UNREADABLE
+    if kind == "HASATTR":  # about the object that has the attribute, not about its identity
+        return _type_name(value)
     return value if _is_plain(value) or isinstance(value, torch.Tensor) else id(value)
 
 

@@ -32,6 +32,9 @@ _ROUNDS = 3
 """How often groups may be made smaller before the model is traced plainly."""
 
 
+_OBJECT = "its blocks take or return an object that is no tensor (a cache, say)"
+
+
 class NotRegional(Exception):
     """The model cannot be captured by regions; the text says why."""
 
@@ -112,7 +115,7 @@ def _flatten(value: Any, tensors: list[torch.Tensor]) -> Any:
         return ("list", tuple([_flatten(v, tensors) for v in value]))
     if isinstance(value, dict):
         return ("dict", tuple([(k, _flatten(v, tensors)) for k, v in value.items()]))
-    raise NotRegional("a block takes or returns an object")
+    raise NotRegional(_OBJECT)
 
 
 def _unflatten(structure: Any, tensors: list[torch.Tensor]) -> Any:
@@ -255,7 +258,12 @@ def _reason(error: BaseException) -> str:
     inner: BaseException | None = error
     while inner is not None and not isinstance(inner, NotRegional):
         inner = inner.__cause__ or inner.__context__
-    return str(inner) if inner is not None else f"{type(error).__name__}: {error}".splitlines()[0]
+    if inner is not None:
+        return str(inner)
+    text = f"{type(error).__name__}: {error}"
+    if NotRegional.__name__ in text:  # raised inside the trace, where Dynamo makes it a text of its own
+        return _OBJECT
+    return text.splitlines()[0]
 
 
 def _round(
