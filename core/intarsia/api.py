@@ -136,8 +136,7 @@ class _Job:
                 graph = self._capture(fixed)
                 splits[key] = self.pipeline.split(graph, fixed)
             fitted = self.pipeline.fitted(splits[key].graph, planned) if fixed else planned
-            if fitted is not None:
-                parts.append((fitted, splits[key]))
+            parts.append((fitted, splits[key]))
         scheduler = Scheduler(
             self.host, self.resolved, self.events, self.device_type, self.device
         )

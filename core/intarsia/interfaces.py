@@ -147,6 +147,7 @@ class CompileRequest:
         device: the device index, or None for a device type without indices.
         name: where the piece comes from, for logs: "model.piece_3".
         kind: "compiled" or "splitting".
+        hints: sizes that the fake inputs have because not every size in the box will occur.
     """
 
     graph: fx.GraphModule
@@ -160,6 +161,7 @@ class CompileRequest:
     key: str = ""
     wants_artifact: bool = True
     """Whether the artifact will be kept; a compiler may skip making one where it is not."""
+    hints: Mapping[str, int] = Factory(dict)
     _lowered: dict[str, Any] = field(factory=dict, eq=False, repr=False, alias="_lowered")
 
     @property

@@ -11,10 +11,11 @@ from attrs import define, evolve, field, frozen
 
 from intarsia.capture.conditions import (
     describe_box,
+    narrowed,
+    predicate,
     refusal,
     text_of,
     violations,
-    widest_box,
 )
 from intarsia.capture.graph import Graph
 from intarsia.capture.structure import Path
@@ -173,44 +174,45 @@ class Pipeline:
             found.extend([(part, fixed)] if not left else self._narrowed(graph, part, left))
         return found
 
-    def fitted(self, graph: Graph, planned: PlannedBox) -> PlannedBox | None:
-        """Return a box as far as a graph that was captured for it is valid; None: nowhere.
+    def fitted(self, graph: Graph, planned: PlannedBox) -> PlannedBox:
+        """Return a box as far as a graph that was captured for it is valid.
 
         Raises:
             ShapeError: the box was asked for, and the graph is not valid for all of it.
         """
         broken = violations(graph, planned.box)
-        parts = self._narrowed(graph, planned, broken) if broken else [(planned, {})]
-        return parts[0][0] if parts else None
+        return self._narrowed(graph, planned, broken)[0][0] if broken else planned
 
     def _narrowed(
         self, graph: Graph, planned: PlannedBox, broken: Sequence[Any]
     ) -> list[tuple[PlannedBox, Mapping[str, int]]]:
-        """Return the part of the general box that the graph is valid for; refuse a box that was asked for.
+        """Return the general box without what the graph is not valid for; refuse one that was asked for.
 
         Raises:
-            ShapeError: the box is not the general one.
+            ShapeError: the box is not the general one, or a condition is about data.
         """
-        box = widest_box(graph, planned.box) if planned.origin == "general" else planned.box
-        left = violations(graph, box)
-        if left and planned.origin != "general":
-            raise refusal(graph, planned.box, left)
+        test = predicate(graph, planned.box, broken) if planned.origin == "general" else None
+        if test is None:
+            raise refusal(graph, planned.box, broken)
+        box = narrowed(graph, planned.box, broken)
+        hints = {n: graph.symbols[n].hint for n in box if n in graph.symbols}
         first = broken[0]
-        kept = "nothing" if left else f"only {describe_box(box)}"
         self._warn(
-            f"{kept} is compiled of {describe_box(planned.box)}: tracing took the branch where "
+            f"only sizes in {describe_box(box)} that keep the branch of tracing are compiled: "
             f"{text_of(first, graph)} at {first.where}"
+            + (f", and {len(broken) - 1} more conditions" if len(broken) > 1 else "")
         )
-        return [] if left else [(evolve(planned, box=box), {})]
+        return [(evolve(planned, box=box, test=test, hints=hints), {})]
 
     # -- compile and bind
 
-    def tasks(self, split: SplitGraph, box: Box) -> list[Task]:
+    def tasks(self, split: SplitGraph, planned: PlannedBox) -> list[Task]:
         """Return the tasks of a split graph for a box."""
         return [
-            Task(p, split.canonicals[p.index], box, split.choices[p.index], f"{self.name}.{p.name}")
+            Task(p, split.canonicals[p.index], planned.box, split.choices[p.index],
+                 f"{self.name}.{p.name}", planned.hints)
             for p in split.called()
-        ]
+        ]  # fmt: skip
 
     def plan(
         self, split: SplitGraph, *, arguments: Sequence[Path], roots: Sequence[str],
@@ -243,7 +245,7 @@ class Pipeline:
         tasks: list[Task] = []
         spans: list[tuple[int, list[int]]] = []
         for planned, split in parts:
-            mine = self.tasks(split, planned.box)
+            mine = self.tasks(split, planned)
             spans.append((len(tasks), [t.piece.index for t in mine]))
             tasks.extend(mine)
         distinct = len({t.key(self.config.dedupe) for t in tasks})

@@ -76,41 +76,83 @@ def fixing_condition(graph: Graph, name: str) -> Condition | None:
     return None
 
 
-def widest_box(graph: Graph, planned: Box) -> Box:
-    """Return a box around the traced sizes, inside another one, in which every condition holds."""
-    hints = {n: min(max(graph.symbols[n].hint, low), high) for n, (low, high) in planned.items()
-             if n in graph.symbols}  # fmt: skip
-    box: dict[str, tuple[int, int]] = {n: (hint, hint) for n, hint in hints.items()}
-    for name, (low, high) in planned.items():
-        if name not in hints:  # this graph was captured at one size of it
-            box[name] = (low, high)
-            continue
-        hint = hints[name]
-        top = _furthest(lambda end: {**box, name: (hint, end)}, graph, hint, high)  # noqa: B023
-        box[name] = (hint, top)
-        bottom = _furthest(lambda end: {**box, name: (end, top)}, graph, hint, low)  # noqa: B023
-        box[name] = (bottom, top)
+def narrowed(graph: Graph, planned: Box, broken: Sequence[Condition]) -> Box:
+    """Return a box without the ends at which a broken condition fails for good.
+
+    What a condition excludes in between (multiples of 8) a box cannot say: see `predicate`.
+    """
+    box = dict(planned)
+    for condition in broken:
+        reach = _widest(graph, planned, condition)
+        for name, (low, high) in planned.items():
+            bottom, top = reach[name]
+            tests = [range(top + 1, min(high, top + _SAMPLES) + 1), range(low, bottom)[-_SAMPLES:]]
+            fails = [not any(_at(graph, condition, {name: n}) for n in test) for test in tests]
+            box[name] = (max(box[name][0], bottom if fails[1] else low),
+                         min(box[name][1], top if fails[0] else high))  # fmt: skip
     return box
 
 
-def _furthest(box_to: Callable[[int], Box], graph: Graph, start: int, end: int) -> int:
+def predicate(
+    graph: Graph, box: Box, broken: Sequence[Condition]
+) -> Callable[[Mapping[str, int]], bool] | None:
+    """Return a test of a call's sizes, or None where a condition is about more than these."""
+    symbols = {s: n for s, n in graph.names.items() if n in box}
+    if any(set(c.expression.free_symbols) - set(symbols) for c in broken):
+        return None
+    tests = [torch_compat.as_function(c.expression, list(symbols)) for c in broken]
+    return lambda sizes: all(test(*(sizes[n] for n in symbols.values())) for test in tests)
+
+
+_SAMPLES = 64
+"""So many sizes beyond the end of a box must all break a condition for the end to be one."""
+
+
+def _at(graph: Graph, condition: Condition, sizes: Mapping[str, int]) -> bool:
+    """Say whether a condition holds at some sizes, the other symbols as they were while tracing."""
+    point = {s: torch_compat.integer(sizes.get(n, graph.symbols[n].hint))
+             for s, n in graph.names.items() if n in graph.symbols}  # fmt: skip
+    return condition.expression.xreplace(point) in (True, torch_compat.TRUE)
+
+
+def _widest(graph: Graph, planned: Box, condition: Condition) -> dict[str, tuple[int, int]]:
+    """Return a box around the traced sizes, inside another one, in which a condition holds throughout."""
+    box: dict[str, tuple[int, int]] = {}
+    for name, (low, high) in planned.items():
+        known = graph.symbols.get(name)
+        hint = low if known is None else min(max(known.hint, low), high)
+        box[name] = (hint, hint)
+    for name, (low, high) in planned.items():
+        if name in graph.symbols:  # else the graph was captured at one size of it
+            hint = box[name][0]
+            top = _furthest(graph, condition, box, name, hint, high)
+            box[name] = (_furthest(graph, condition, box, name, hint, low), top)
+    return box
+
+
+def _furthest(
+    graph: Graph, condition: Condition, box: Box, name: str, start: int, end: int
+) -> int:
     """Return how far from `start` towards `end` a box can reach; a part of a valid box is valid."""
-    if not violations(graph, box_to(end)):
+    sign = 1 if end >= start else -1
+
+    def works(reach: int) -> bool:
+        bounds = tuple(sorted((start, start + sign * reach)))
+        return holds(condition.expression, _ranges(graph, {**box, name: bounds})) is True  # type: ignore[dict-item]
+
+    whole = abs(end - start)
+    if works(whole):
         return end
-    step, good = 1, start
-    sign = 1 if end > start else -1
-    while abs(good - start) + step < abs(end - start) and not violations(
-        graph, box_to(start + sign * (abs(good - start) + step))
-    ):
-        good = start + sign * (abs(good - start) + step)
+    step, good = 1, 0
+    while good + step < whole and works(good + step):
+        good += step
         step *= 2
     while step:  # the last step that worked, made exact by halving
-        reach = abs(good - start) + step
-        if reach < abs(end - start) and not violations(graph, box_to(start + sign * reach)):
-            good = start + sign * reach
+        if good + step < whole and works(good + step):
+            good += step
         else:
             step //= 2
-    return good
+    return start + sign * good
 
 
 def refusal(graph: Graph, box: Box, broken: Iterable[Condition]) -> ShapeError:

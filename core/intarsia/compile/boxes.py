@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
-from attrs import frozen
+from attrs import field, frozen
 
 from intarsia.capture.graph import Symbol
 from intarsia.config import Config
@@ -17,10 +17,17 @@ from intarsia.torch_compat import UNBOUNDED
 
 @frozen
 class PlannedBox:
-    """One box to compile, and why: a range, a size, an explicit box, or the general box."""
+    """One box to compile, and why: a range, a size, an explicit box, or the general box.
+
+    Attributes:
+        test: says which sizes in the general box the graph is valid for; None: all.
+        hints: sizes inside the box that pass the test, for compilers that want an example.
+    """
 
     box: Box
     origin: Literal["range", "size", "explicit", "general"]
+    test: Callable[[Mapping[str, int]], bool] | None = field(default=None, eq=False, repr=False)
+    hints: Mapping[str, int] = field(factory=dict, eq=False, repr=False)
 
     @property
     def points(self) -> int:
@@ -32,7 +39,8 @@ class PlannedBox:
 
     def holds(self, values: Mapping[str, int]) -> bool:
         """Say whether the box contains a combination of sizes."""
-        return all(low <= values[name] <= high for name, (low, high) in self.box.items())
+        inside = all(low <= values[name] <= high for name, (low, high) in self.box.items())
+        return inside and (self.test is None or self.test(values))
 
     @property
     def is_point(self) -> bool:

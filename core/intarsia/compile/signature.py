@@ -84,8 +84,13 @@ def _hint(low: int, high: int, taken: Iterable[int]) -> int:
     return preferred[len(preferred) // 2] if preferred else low
 
 
-def fake_inputs(signature: PieceSignature, device: int | None) -> tuple[Any, tuple[Any, ...]]:
-    """Return a new fake mode and one fake input per input of the signature, sized by the box."""
+def fake_inputs(
+    signature: PieceSignature, device: int | None, wanted: Mapping[str, int] | None = None
+) -> tuple[Any, tuple[Any, ...]]:
+    """Return a new fake mode and one fake input per input of the signature, sized by the box.
+
+    `wanted` are the sizes to take as examples where not every size of the box will do.
+    """
     mode = torch_compat.new_fake_mode()
     symbols: dict[str, Any] = {}
     hints: dict[str, int] = {}
@@ -93,7 +98,8 @@ def fake_inputs(signature: PieceSignature, device: int | None) -> tuple[Any, tup
         if low == high:
             symbols[name], hints[name] = low, low
             continue
-        hints[name] = _hint(low, high, hints.values())
+        example = (wanted or {}).get(name)
+        hints[name] = _hint(low, high, hints.values()) if example is None else example
         symbols[name] = torch_compat.new_symbol(mode, name, low, high, hints[name])
     sizes = _Sizes(mode, symbols, hints)
     made: list[Any] = []

@@ -31,13 +31,15 @@ class Task:
     box: Box
     choice: RouteChoice
     name: str
+    hints: Mapping[str, int] = field(factory=dict)
 
     def key(self, dedupe: bool) -> tuple[Any, ...]:
         """Return what equal tasks share."""
         own = tuple(sorted(self.canonical.box(self.box).items()))
         if not dedupe or not self.canonical.digest:
             return (self.name, own)
-        return (self.canonical.digest, own, self.choice.compilers)
+        hints = tuple(self.hints.get(name) for name in self.canonical.symbols)
+        return (self.canonical.digest, own, self.choice.compilers, hints)
 
 
 @frozen
@@ -137,7 +139,7 @@ class Scheduler:
         request = make_request(
             task.piece.module, task.canonical.signature(task.box, options),
             device_type=self.device_type, device=self.device, name=task.name, kind=task.piece.kind,
-            key=task.canonical.digest, wants_artifact=False,
+            key=task.canonical.digest, wants_artifact=False, hints=task.hints,
         )  # fmt: skip
         self.calls += 1
         return ask(spec, made, request), made
@@ -212,7 +214,7 @@ class Scheduler:
         request = make_request(
             task.piece.module, task.canonical.signature(task.box, self.host.options(spec)),
             device_type=self.device_type, device=self.device, name=task.name, kind=task.piece.kind,
-            key=task.canonical.digest,
+            key=task.canonical.digest, hints=task.hints,
         )  # fmt: skip
         settings = {"options": dict(self.resolved.config.options)}
         return executor.submit(compile_in_worker, request.to_bytes(), spec.name, settings)

@@ -21,14 +21,14 @@ _FORMAT = 1
 def make_request(
     module: fx.GraphModule, signature: PieceSignature, *, device_type: str, device: int | None,
     name: str, kind: Any, key: str = "", passes: tuple[PassSpec, ...] = (),
-    wants_artifact: bool = True,
+    wants_artifact: bool = True, hints: Mapping[str, int] | None = None,
 ) -> CompileRequest:  # fmt: skip
     """Return a request whose fake inputs are made for its box, in a fake mode of their own.
 
     The graph is copied; its output nodes carry fake values of that mode, which is how Inductor and
     others find it.
     """
-    mode, fakes = fake_inputs(signature, device)
+    mode, fakes = fake_inputs(signature, device, hints or {})
     graph = fx.Graph()
     result = graph.graph_copy(module.graph, {})
     graph.output(result)
@@ -39,6 +39,7 @@ def make_request(
     return CompileRequest(
         graph=made, fake_inputs=fakes, signature=signature, passes=passes, device_type=device_type,
         device=device, name=name, kind=kind, key=key, wants_artifact=wants_artifact,
+        hints=dict(hints or {}),
     )  # fmt: skip
 
 
@@ -92,6 +93,7 @@ def request_to_bytes(request: CompileRequest) -> bytes:
         "kind": request.kind,
         "key": request.key,
         "wants_artifact": request.wants_artifact,
+        "hints": dict(request.hints),
         "needs": needs_of(request.graph),
     }
     return json.dumps(data).encode()
@@ -117,7 +119,7 @@ def request_from_bytes(data: bytes) -> CompileRequest:
     return make_request(
         module, signature_from_dict(fields["signature"]), device_type=fields["device_type"],
         device=fields["device"], name=fields["name"], kind=fields["kind"], key=fields["key"],
-        wants_artifact=fields["wants_artifact"],
+        wants_artifact=fields["wants_artifact"], hints=fields["hints"],
     )  # fmt: skip
 
 
