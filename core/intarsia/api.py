@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -79,12 +80,14 @@ def compile(
         CompileFailed: no compiler could compile a piece.
         UnsupportedTorchError: this torch is outside the supported range.
     """
+    begun = time.monotonic()
     torch_compat.require_supported_torch()
     extra: dict[str, Any] = {"name": name, "dump": None if dump is None else os.fspath(dump)}
     resolved = load_config(config, **overrides, **extra)
     listeners = (on_event,) if callable(on_event) else tuple(on_event)
     title = resolved.config.name or f"{describe(model)}-{next(_SERIAL)}"
     job = _Job(model, tuple(args), dict(kwargs or {}), dynamic or {}, resolved, host, title, listeners)
+    job.events.spent("setup", time.monotonic() - begun)
     return job.run()
 
 

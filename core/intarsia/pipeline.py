@@ -12,6 +12,7 @@ from attrs import define, evolve, field, frozen
 from intarsia.capture.conditions import (
     describe_box,
     narrowed,
+    nearly_fixed,
     predicate,
     refusal,
     text_of,
@@ -24,7 +25,7 @@ from intarsia.compile.routes import RouteChoice, choose, piece_view
 from intarsia.compile.tasks import Outcome, Scheduler, Task
 from intarsia.components import Components, components, refuse_unserved
 from intarsia.config import Config, ResolvedConfig
-from intarsia.errors import ConfigError
+from intarsia.errors import ConfigError, ShapeError
 from intarsia.host import Host
 from intarsia.interfaces import Box, ConfigChange, PlatformSpec
 from intarsia.references import resolve_reference
@@ -189,14 +190,24 @@ class Pipeline:
         """Return the general box without what the graph is not valid for; refuse one that was asked for.
 
         Raises:
-            ShapeError: the box is not the general one, or a condition is about data.
+            ShapeError: the box is not the general one, a condition is about data, or a symbol is left
+                with next to no sizes.
         """
         test = predicate(graph, planned.box, broken) if planned.origin == "general" else None
         if test is None:
             raise refusal(graph, planned.box, broken)
         box = narrowed(graph, planned.box, broken)
-        hints = {n: graph.symbols[n].hint for n in box if n in graph.symbols}
         first = broken[0]
+        fixed = nearly_fixed(graph, planned.box, box, test)
+        if fixed is not None:
+            raise ShapeError(
+                f'the symbol "{fixed}" cannot be dynamic',
+                why=f"tracing took a branch that next to no other size takes: "
+                f"{text_of(first, graph)} at {first.where}",
+                next_step="Leave it out of dynamic, or take the loop or branch over it out of the model.",
+                subject=fixed,
+            )
+        hints = {n: graph.symbols[n].hint for n in box if n in graph.symbols}
         self._warn(
             f"only sizes in {describe_box(box)} that keep the branch of tracing are compiled: "
             f"{text_of(first, graph)} at {first.where}"

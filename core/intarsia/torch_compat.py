@@ -254,6 +254,7 @@ _DYNAMO_MARKS = (
     "_dynamo_static_indices",
     "_dynamo_unbacked_indices",
     "_dynamo_dynamic_range",
+    "_has_dynamo_dim_marking",
 )
 
 

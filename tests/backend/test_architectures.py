@@ -484,6 +484,56 @@ def test_a_static_cache_as_an_argument_is_right_or_refused_by_name() -> None:
         assert_same(cached_values(mine), cached_values(theirs))
 
 
+def test_a_growing_cache_as_an_argument_has_named_sizes() -> None:
+    one = of("llama")
+    model = one.build()
+    dynamic: dict[str, dict[int, str]] = {"input_ids": {0: "batch"}}
+    for layer in range(2):
+        for name in ("keys", "values"):
+            dynamic[f"past_key_values.layers[{layer}].{name}"] = {0: "batch", 2: "past"}
+
+    def call(batch: int, past: int) -> dict[str, Any]:
+        cache = transformers.DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(input_ids=tokens(batch, past, past), past_key_values=cache, use_cache=True)
+        step = tokens(batch, 1, past + 5)
+        return {"input_ids": step, "past_key_values": cache, "use_cache": True}
+
+    compiled = intarsia.compile(model, kwargs=call(2, 6), dynamic=dynamic, compilers=["eager"])
+    assert {name for box in compiled.report.boxes for name in box} == {"batch", "past"}
+    for batch, past in ((2, 6), (3, 9), (1, 4)):
+        mine, theirs = call(batch, past), call(batch, past)
+        actual = compiled(**mine)
+        with torch.no_grad():
+            expected = model(**theirs)
+        assert_same(actual.logits, expected.logits, scale=5)
+        caches = [cached_values(one["past_key_values"]) for one in (mine, theirs)]
+        assert_same(*caches, scale=5)
+    assert no_fallbacks(compiled.report)
+
+
+def test_a_counter_in_a_cache_argument_is_compared_on_each_call() -> None:
+    one, ids = of("gemma3"), tokens(2, 12, 0)
+    model = one.build()
+
+    def filled() -> Any:
+        cache = transformers.StaticCache(config=model.config, max_cache_len=32)
+        with torch.no_grad():
+            model(input_ids=ids[:, :6], past_key_values=cache, use_cache=True)
+        return cache
+
+    step = {"input_ids": ids[:, 6:7], "use_cache": True}
+    compiled = intarsia.compile(
+        model, kwargs={**step, "past_key_values": filled()}, compilers=["eager"]
+    )
+    mine, theirs = filled(), filled()
+    with torch.no_grad():
+        expected = model(**step, past_key_values=theirs)
+    assert_same(compiled(**step, past_key_values=mine).logits, expected.logits, scale=5)
+    with pytest.raises(intarsia.ContractError, match="cumulative_length_int"):
+        compiled(**step, past_key_values=mine)
+
+
 # ----------------------------------------------------------------------------------------- other doors
 
 

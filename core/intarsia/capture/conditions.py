@@ -104,6 +104,24 @@ def predicate(
     return lambda sizes: all(test(*(sizes[n] for n in symbols.values())) for test in tests)
 
 
+def nearly_fixed(
+    graph: Graph, planned: Box, box: Box, test: Callable[[Mapping[str, int]], bool]
+) -> str | None:
+    """Return a symbol that is dynamic in name only: next to none of its sizes pass a test, or None."""
+    hints = {n: graph.symbols[n].hint if n in graph.symbols else low for n, (low, _) in box.items()}
+    for name, (low, high) in box.items():
+        if planned[name][1] - planned[name][0] < _FEW:
+            continue
+        sizes = range(low, min(high, low + _ENUMERATED) + 1)
+        passing = (n for n in sizes if test({**hints, name: n}))
+        if len(list(itertools.islice(passing, _FEW))) < _FEW:
+            return name
+    return None
+
+
+_FEW = 4
+"""A symbol with fewer sizes than this is refused: whoever called it dynamic wants more."""
+
 _SAMPLES = 64
 """So many sizes beyond the end of a box must all break a condition for the end to be one."""
 

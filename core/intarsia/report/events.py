@@ -68,6 +68,11 @@ class EventStream:
         log.warning("%s: %s", self.model, message)
         self.send(kind, message=message, data=data)
 
+    def spent(self, phase: str, seconds: float) -> None:
+        """Add seconds to a phase that no block can be put around."""
+        with self._lock:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
     @contextlib.contextmanager
     def phase(self, name: str, total: int = 0) -> Iterator[Callable[[str], None]]:
         """Time a phase; the block gets a function that counts one step as done.
@@ -82,8 +87,7 @@ class EventStream:
                 yield progress.step
             finally:
                 spent = time.monotonic() - begun
-                with self._lock:
-                    self.seconds[name] = self.seconds.get(name, 0.0) + spent
+                self.spent(name, spent)
         self.send("phase-end", phase=name, done=progress.done, total=total,
                   data={"seconds": spent})  # fmt: skip
 
