@@ -243,7 +243,7 @@ def _fold(user: fx.Node, node: fx.Node, value: tuple[Any, ...]) -> bool:
         _replace(user, len(value))
         return True
     if user.target is operator.add:
-        parts = [value if a is node else a for a in user.args]
+        parts: list[Any] = [value if a is node else a for a in user.args]
         if all(isinstance(p, tuple | list) for p in parts):
             _replace(user, tuple(parts[0]) + tuple(parts[1]))
             return True

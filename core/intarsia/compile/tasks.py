@@ -197,7 +197,7 @@ class Scheduler:
             ) -> CompileResult:  # fmt: skip
                 if future is None or spec.name != first:
                     return self._here(spec, made, request)
-                return self._loaded(spec, made, request, future.result())
+                return self._from_worker(spec, made, request, future)
 
             self._done[key] = self._compile(task, ask)
             step(f"{task.name} by {self._done[key].compiler}")
@@ -218,6 +218,23 @@ class Scheduler:
         )  # fmt: skip
         settings = {"options": dict(self.resolved.config.options)}
         return executor.submit(compile_in_worker, request.to_bytes(), spec.name, settings)
+
+    def _from_worker(
+        self, spec: CompilerSpec, made: Instance, request: CompileRequest,
+        future: Future[dict[str, Any]],
+    ) -> CompileResult:  # fmt: skip
+        try:
+            answer = future.result()
+        except CompileRejected:
+            raise
+        except Exception as error:  # the worker died, or lacks something that this process has
+            self.events.warn(
+                f"{request.name}: the executor failed ({type(error).__name__}: {error}); "
+                "compiled in this process instead",
+                kind="fallback", piece=request.name, compiler=spec.name,
+            )  # fmt: skip
+            return self._here(spec, made, request)
+        return self._loaded(spec, made, request, answer)
 
     def _loaded(
         self, spec: CompilerSpec, made: Instance, request: CompileRequest, answer: Mapping[str, Any]
