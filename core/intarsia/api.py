@@ -128,6 +128,8 @@ class _Job:
     # -- capture
 
     def run(self) -> Compiled:
+        with self.events.phase("import"):
+            torch_compat.import_tracer()
         main = self._capture({})
         self._refuse_fixed(main)
         splits: dict[tuple[tuple[str, int], ...], SplitGraph] = {}
@@ -204,7 +206,11 @@ class _Job:
                 self.pipeline.bound(planned, plans[id(split)], made, weights_of(split.graph))
                 for (planned, split), made in zip(parts, outcomes, strict=True)
             ]
-        engine = self._engine(entry, tensors, symbols, padded, boxes, parts, outcomes, splits, scheduler)
+        with self.events.phase("report"):
+            engine, message = self._engine(
+                entry, tensors, symbols, padded, boxes, parts, outcomes, splits, scheduler
+            )
+        self.events.send("done", message=message)
         return Compiled(engine)
 
     def _padded(self, graphs: Sequence[Graph]) -> tuple[str, ...]:
@@ -220,7 +226,7 @@ class _Job:
         self, entry: Any, tensors: Any, symbols: tuple[str, ...], padded: tuple[str, ...],
         boxes: Sequence[BoundBox], parts: Any, outcomes: Any, splits: Sequence[SplitGraph],
         scheduler: Scheduler,
-    ) -> Engine:  # fmt: skip
+    ) -> tuple[Engine, str]:  # fmt: skip
         graphs = [s.graph for s in splits]
         main = graphs[0]
         assert main.arguments is not None
@@ -247,8 +253,7 @@ class _Job:
         )  # fmt: skip
         dumped = [s.partition for s in splits]
         dump_compile(self.config.dump, report, graphs, dumped, _sources(entry, boxes))
-        self.events.send("done", message=f"{report.pieces} pieces, {report.distinct} distinct")
-        return engine
+        return engine, f"{report.pieces} pieces, {report.distinct} distinct"
 
 
 def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:

@@ -121,6 +121,11 @@ def capture_settings() -> Iterator[None]:
         yield
 
 
+def import_tracer() -> None:
+    """Import Dynamo, which costs over a CPU second once in a process and is no part of tracing."""
+    import torch._dynamo.convert_frame  # noqa: F401
+
+
 def capture_frame(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FrameCapture:
     """Trace one call of a model or function as a single graph, without running it.
 
@@ -141,7 +146,7 @@ def capture_frame(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             compiled_fn=graph_function, extra_globals=dict(captured.f_globals)
         )
         if root is None:
-            return made  # type: ignore[no-any-return]
+            return made
         return lambda *a, **k: made(root, *a, **k)
 
     return FrameCapture(
@@ -345,7 +350,8 @@ def as_function(expression: Any, symbols: Sequence[Any]) -> Callable[..., Any]:
 
     names = {symbol: f"v{number}" for number, symbol in enumerate(symbols)}
     source = f"lambda {', '.join(names.values())}: {python_source(expression, names)}"
-    return eval(source, {"math": math})  # type: ignore[no-any-return]
+    made: Callable[..., Any] = eval(source, {"math": math})
+    return made
 
 
 def free_names(size: str) -> list[str]:
