@@ -6,10 +6,10 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import intarsia
 import torch
 from torch import Tensor, nn
 
+import intarsia
 from tests.models import Inputs, Sizes, assert_same, clone
 
 

@@ -672,7 +672,7 @@ class Event:
         kind: "phase-start", "progress", "phase-end", "compile", "fallback", "uncovered", "rebind",
             "warning", "done".
         model: the name of the compiled model.
-        phase: "capture", "split", "compile", "bind", "record", "run".
+        phase: "capture", "split", "compile", "bind", "report", "record", "run".
         done, total: how far the phase is; total 0 means unknown.
         seconds: time since the compile began.
         message: one line for a reader.

@@ -159,7 +159,7 @@ SCENES: dict[str, tuple[Any, dict[str, Any], bool]] = {
 @pytest.mark.usefixtures("toys")
 @pytest.mark.parametrize("name", SCENES)
 def test_a_compile_leaves_environment_and_torch_as_they_were(name: str) -> None:
-    import torch._inductor.standalone_compile  # noqa: F401 - importing sets variables of its own
+    import torch._inductor.standalone_compile  # importing it sets variables of its own
 
     model, config, works = SCENES[name]
     if name == "inductor":  # Inductor itself sets variables when first used

@@ -93,9 +93,7 @@ CHANGES = (
 
 @pytest.mark.parametrize("check", ["first", "always", "values", "none"])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda one: one.__name__)
-def test_the_next_call_after_a_change_is_right(
-    change: Callable[[Net], None], check: str
-) -> None:
+def test_the_next_call_after_a_change_is_right(change: Callable[[Net], None], check: str) -> None:
     model = net()
     compiled = compiled_net(model, check=check)
     before = compiled(randn(6, 4, seed=1))
@@ -104,7 +102,9 @@ def test_the_next_call_after_a_change_is_right(
     assert not torch.equal(compiled(randn(6, 4, seed=1)), before), "the change shows"
 
 
-@pytest.mark.parametrize("change", [parameter_replaced, state_assigned], ids=lambda one: one.__name__)
+@pytest.mark.parametrize(
+    "change", [parameter_replaced, state_assigned], ids=lambda one: one.__name__
+)
 def test_a_replaced_weight_reaches_inductor_too(change: Callable[[Net], None]) -> None:
     model = net()
     compiled = compiled_net(model, compilers=["inductor"])

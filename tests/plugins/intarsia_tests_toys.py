@@ -20,8 +20,8 @@ from intarsia.interfaces import (
     CompileResult,
     CompilerSpec,
     Decision,
-    OpView,
     Option,
+    OpView,
 )
 
 intarsia_api_version = (1, 0)

@@ -148,9 +148,7 @@ def _widest(graph: Graph, planned: Box, condition: Condition) -> dict[str, tuple
     return box
 
 
-def _furthest(
-    graph: Graph, condition: Condition, box: Box, name: str, start: int, end: int
-) -> int:
+def _furthest(graph: Graph, condition: Condition, box: Box, name: str, start: int, end: int) -> int:
     """Return how far from `start` towards `end` a box can reach; a part of a valid box is valid."""
     sign = 1 if end >= start else -1
 

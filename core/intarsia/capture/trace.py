@@ -30,6 +30,7 @@ from intarsia.capture.normalise import normalise
 from intarsia.capture.structure import (
     Effect,
     Path,
+    Step,
     Template,
     effects_between,
     is_opaque,
@@ -479,7 +480,7 @@ class _module_restored:  # noqa: N801  (a context manager, used like a function)
     def _written(self) -> list[tuple[Path, Any]]:
         found: list[tuple[Path, Any]] = []
         for (name, module), before in zip(self.modules, self.saved, strict=True):
-            steps = tuple((".", part) for part in name.split(".")) if name else ()
+            steps: tuple[Step, ...] = tuple((".", part) for part in name.split(".")) if name else ()
             for table in ("_buffers", "_parameters"):
                 for key, value in getattr(module, table).items():
                     if before[table].get(key) is not value:
@@ -509,9 +510,8 @@ def _named_tensors(root: Any) -> dict[int, tuple[str, ...]]:
     if not isinstance(root, torch.nn.Module):
         return {}
     names: dict[int, list[str]] = {}
-    for name, value in root.named_parameters(remove_duplicate=False):
-        names.setdefault(id(value), []).append(name)
-    for name, value in root.named_buffers(remove_duplicate=False):
+    tensors: list[tuple[str, torch.Tensor]] = [*root.named_parameters(remove_duplicate=False)]
+    for name, value in [*tensors, *root.named_buffers(remove_duplicate=False)]:
         names.setdefault(id(value), []).append(name)
     return {key: tuple(found) for key, found in names.items()}
 
@@ -522,7 +522,7 @@ def _only_about_one(expression: Any) -> bool:
     Where an operator and not the model asked, such a condition is an artefact: the kernel takes another
     path inside for size 1, and its result is the same.
     """
-    ranges = {symbol: (2, torch_compat.UNBOUNDED) for symbol in expression.free_symbols}
+    ranges = dict.fromkeys(expression.free_symbols, (2, torch_compat.UNBOUNDED))
     return holds(expression, ranges) is True
 
 

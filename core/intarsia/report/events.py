@@ -82,12 +82,12 @@ class EventStream:
         progress = _Progress(self, name, total)
         self.send("phase-start", phase=name, total=total)
         begun = time.monotonic()
-        with progress.beating():
-            try:
+        try:
+            with progress.beating():
                 yield progress.step
-            finally:
-                spent = time.monotonic() - begun
-                self.spent(name, spent)
+        finally:
+            spent = time.monotonic() - begun
+            self.spent(name, spent)
         self.send("phase-end", phase=name, done=progress.done, total=total,
                   data={"seconds": spent})  # fmt: skip
 

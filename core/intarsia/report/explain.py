@@ -53,8 +53,9 @@ def build_report(
 
 
 def with_counters(report: Report, events: EventStream) -> Report:
-    """Return a report with the counters as they are now."""
-    return evolve(report, counters=dict(events.counters), reasons=dict(events.reasons))
+    """Return a report with the counters and times as they are now."""
+    return evolve(report, seconds=dict(events.seconds), counters=dict(events.counters),
+                  reasons=dict(events.reasons))  # fmt: skip
 
 
 def _piece_report(
