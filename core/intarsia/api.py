@@ -17,10 +17,10 @@ from intarsia.capture.dynamic import Dynamic, named_dims
 from intarsia.capture.graph import Graph
 from intarsia.capture.regions import regional_trace
 from intarsia.capture.trace import bind_call, capture, describe
-from intarsia.compile.boxes import PlannedBox
-from intarsia.compile.routes import check_names
-from intarsia.compile.signature import size_of
-from intarsia.compile.tasks import Outcome, Scheduler
+from intarsia.compiling.boxes import PlannedBox
+from intarsia.compiling.routes import check_names
+from intarsia.compiling.signature import size_of
+from intarsia.compiling.tasks import Outcome, Scheduler
 from intarsia.compiled import Compiled, Engine
 from intarsia.config import Config, ResolvedConfig, load_config
 from intarsia.errors import CaptureError, ShapeError

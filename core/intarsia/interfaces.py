@@ -108,14 +108,14 @@ class PieceSignature:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the signature as JSON-able data."""
-        from intarsia.compile.signature import signature_to_dict  # cycle: it builds these records
+        from intarsia.compiling.signature import signature_to_dict  # cycle: it builds these records
 
         return signature_to_dict(self)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> PieceSignature:
         """Rebuild a signature from `to_dict`'s data."""
-        from intarsia.compile.signature import signature_from_dict  # cycle, as above
+        from intarsia.compiling.signature import signature_from_dict  # cycle, as above
 
         return signature_from_dict(data)
 
@@ -182,13 +182,13 @@ class CompileRequest:
         Raises:
             CompileRejected: the piece cannot be brought into that form.
         """
-        from intarsia.compile.lowering import lower  # heavy, and only some compilers want it
+        from intarsia.compiling.lowering import lower  # heavy, and only some compilers want it
 
         return lower(self, form)
 
     def to_bytes(self) -> bytes:
         """Return the request as bytes that `from_bytes` restores in another process."""
-        from intarsia.compile.transport import request_to_bytes
+        from intarsia.compiling.transport import request_to_bytes
 
         return request_to_bytes(self)
 
@@ -199,7 +199,7 @@ class CompileRequest:
         Raises:
             CompileFailed: the bytes name a module or op that this process cannot import.
         """
-        from intarsia.compile.transport import request_from_bytes
+        from intarsia.compiling.transport import request_from_bytes
 
         return request_from_bytes(data)
 

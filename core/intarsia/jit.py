@@ -22,9 +22,9 @@ from intarsia.capture import nodes
 from intarsia.capture.graph import Condition, Graph, GraphInput, Parameter, Symbol
 from intarsia.capture.normalise import normalise
 from intarsia.capture.structure import Path
-from intarsia.compile.boxes import PlannedBox, plan_boxes
-from intarsia.compile.routes import check_names
-from intarsia.compile.tasks import Scheduler
+from intarsia.compiling.boxes import PlannedBox, plan_boxes
+from intarsia.compiling.routes import check_names
+from intarsia.compiling.tasks import Scheduler
 from intarsia.config import ResolvedConfig, load_config
 from intarsia.errors import ConfigError, ContractError
 from intarsia.host import Host

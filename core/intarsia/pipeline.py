@@ -20,9 +20,9 @@ from intarsia.capture.conditions import (
 )
 from intarsia.capture.graph import Graph
 from intarsia.capture.structure import Path
-from intarsia.compile.boxes import PlannedBox, plan_boxes
-from intarsia.compile.routes import RouteChoice, choose, piece_view
-from intarsia.compile.tasks import Outcome, Scheduler, Task
+from intarsia.compiling.boxes import PlannedBox, plan_boxes
+from intarsia.compiling.routes import RouteChoice, choose, piece_view
+from intarsia.compiling.tasks import Outcome, Scheduler, Task
 from intarsia.components import Components, components, refuse_unserved
 from intarsia.config import Config, ResolvedConfig
 from intarsia.errors import ConfigError, ShapeError
@@ -114,7 +114,7 @@ class Pipeline:
         spec = self.host.compiler(name)
         if spec.supports is not None:
             return SupportRule(name, resolve_reference(spec.supports, owner=f'compiler "{name}"'))
-        from intarsia.compile.instances import built_for
+        from intarsia.compiling.instances import built_for
 
         return SupportRule(name, built_for(self.host, spec, self.device).compiler.supports)
 
@@ -122,7 +122,7 @@ class Pipeline:
         return choose(piece, piece_view(piece, form), self.config, self.platform, self.host)
 
     def _refuse_unused_routes(self, made: Partition, forms: Sequence[CanonicalPiece]) -> None:
-        from intarsia.compile.routes import matches
+        from intarsia.compiling.routes import matches
 
         views = [piece_view(p, f) for p, f in zip(made.pieces, forms, strict=True)]
         for number, route in enumerate(self.config.routes, 1):

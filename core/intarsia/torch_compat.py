@@ -126,6 +126,18 @@ def import_tracer() -> None:
     import torch._dynamo.convert_frame  # noqa: F401
 
 
+def tracing_lock() -> contextlib.AbstractContextManager[Any]:
+    """Return torch's own lock around tracing, which threads that use `torch.compile` take as well.
+
+    Dynamo's and Inductor's settings are process-wide while they work, so two threads must not trace or
+    compile at a time. Whoever needs another lock too takes this one first: torch.compile holds it while
+    it calls our backend.
+    """
+    from torch._dynamo.convert_frame import compile_lock
+
+    return compile_lock
+
+
 def capture_frame(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FrameCapture:
     """Trace one call of a model or function as a single graph, without running it.
 
@@ -790,6 +802,7 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
     for path in (
         "torch._C:_set_grad_enabled",
         "torch._dynamo.convert_frame:fullgraph_capture",
+        "torch._dynamo.convert_frame:compile_lock",
         "torch._dynamo.convert_frame:get_traced_fn",
         "torch._dynamo.utils:get_metrics_context",
         "torch._dynamo.utils:dynamo_timed",

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from intarsia.compile.transport import import_needs, needs_of
+from intarsia.compiling.transport import import_needs, needs_of
 from intarsia.interfaces import CompileRequest, CompileResult, Decision, OpView, PieceSignature
 from intarsia.runtime.source import compile_source, graph_source
 from intarsia.split.encode import CannotEncode, decode_graph, encode_graph

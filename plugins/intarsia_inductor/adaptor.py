@@ -14,7 +14,7 @@ from typing import Any
 from torch import fx
 
 from intarsia import torch_compat
-from intarsia.compile.transport import fake_mode_of, needs_of
+from intarsia.compiling.transport import fake_mode_of, needs_of
 from intarsia.errors import CompileRejected, ConfigError, nearest
 from intarsia.interfaces import (
     CompileRequest,

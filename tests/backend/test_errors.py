@@ -237,7 +237,8 @@ def test_events_arrive_in_order_and_a_bad_listener_stops_nothing() -> None:
     starts = [e.phase for e in events if e.kind == "phase-start"]
     ends = [e.phase for e in events if e.kind == "phase-end"]
     assert starts == ends
-    assert list(dict.fromkeys(starts)) == ["capture", "split", "compile", "bind", "report"]
+    named = [phase for phase in dict.fromkeys(starts) if phase != "import"]
+    assert named == ["capture", "split", "compile", "bind", "report"]
     assert events[-1].kind == "done"
     times = [e.seconds for e in events]
     assert times == sorted(times)

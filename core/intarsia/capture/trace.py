@@ -134,13 +134,14 @@ def capture(
     hints = choose_hints(dims, call.values, ranges, fixed)
     example = Call(call.parameters, resized(call.values, dims, hints))
     symbolic = [d for d in dims if d.name not in fixed]
-    frame = _traced(model, example, symbolic, trace or torch_compat.capture_frame)
-    if frame.module is None:
-        raise CaptureError(
-            f"{describe(model)} has no tensor operation that depends on its arguments",
-            why="tracing found nothing to compile",
-        )
-    graph = _Reader(model, example, frame, symbolic, hints, ranges).graph()
+    with torch_compat.tracing_lock():
+        frame = _traced(model, example, symbolic, trace or torch_compat.capture_frame)
+        if frame.module is None:
+            raise CaptureError(
+                f"{describe(model)} has no tensor operation that depends on its arguments",
+                why="tracing found nothing to compile",
+            )
+        graph = _Reader(model, example, frame, symbolic, hints, ranges).graph()
     return evolve(graph, seconds=time.perf_counter() - started)
 
 

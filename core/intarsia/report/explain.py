@@ -11,9 +11,9 @@ from torch import fx
 
 from intarsia.capture.conditions import describe_box, text_of
 from intarsia.capture.graph import Graph
-from intarsia.compile.boxes import PlannedBox
-from intarsia.compile.routes import RouteChoice, piece_view
-from intarsia.compile.tasks import Outcome, Scheduler
+from intarsia.compiling.boxes import PlannedBox
+from intarsia.compiling.routes import RouteChoice, piece_view
+from intarsia.compiling.tasks import Outcome, Scheduler
 from intarsia.components import Components
 from intarsia.config import ResolvedConfig
 from intarsia.interfaces import ConfigChange, PlatformSpec

@@ -9,8 +9,8 @@ from typing import Any
 from attrs import define, field, frozen
 
 from intarsia.capture.graph import Graph
-from intarsia.compile.boxes import PlannedBox
-from intarsia.compile.tasks import Outcome
+from intarsia.compiling.boxes import PlannedBox
+from intarsia.compiling.tasks import Outcome
 from intarsia.runtime.check import CheckedCallable
 from intarsia.runtime.source import bind_code, code_of
 from intarsia.runtime.stitch import Stitching

@@ -17,7 +17,7 @@ from intarsia import torch_compat
 from intarsia.capture import nodes
 from intarsia.capture.graph import ArgumentTree, Expected, Graph, Parameter
 from intarsia.capture.structure import Path, Step
-from intarsia.compile.signature import dtype_name, size_of
+from intarsia.compiling.signature import dtype_name, size_of
 from intarsia.errors import ContractError
 from intarsia.runtime.source import Namespace, identifier
 

@@ -16,7 +16,7 @@ from torch import fx
 from intarsia.capture import nodes
 from intarsia.capture.graph import Graph, GraphInput
 from intarsia.capture.structure import Effect, Path, Template, template_source
-from intarsia.compile.signature import size_of
+from intarsia.compiling.signature import size_of
 from intarsia.errors import CaptureError
 from intarsia.runtime.source import Body, Namespace, identifier, literal, number_source
 from intarsia.split.partition import Partition, Piece

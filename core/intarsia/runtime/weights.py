@@ -12,7 +12,7 @@ from torch.nn.modules import module as module_hooks
 
 from intarsia.capture import nodes
 from intarsia.capture.graph import Graph, GraphInput
-from intarsia.compile.signature import dtype_name
+from intarsia.compiling.signature import dtype_name
 from intarsia.errors import ContractError
 
 

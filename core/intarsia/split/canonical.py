@@ -21,7 +21,7 @@ from torch import fx
 from intarsia import torch_compat
 from intarsia.capture import nodes
 from intarsia.capture.graph import Graph, GraphInput
-from intarsia.compile.signature import storage_classes, value_info
+from intarsia.compiling.signature import storage_classes, value_info
 from intarsia.interfaces import Box, IntInfo, PieceSignature, TensorInfo, ValueInfo
 from intarsia.split.encode import CannotEncode, encode_graph
 from intarsia.split.partition import Piece

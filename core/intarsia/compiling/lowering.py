@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from intarsia.compile.transport import fake_mode_of
+from intarsia.compiling.transport import fake_mode_of
 from intarsia.errors import CompileRejected
 from intarsia.interfaces import CompileRequest, Form
 

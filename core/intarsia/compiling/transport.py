@@ -10,7 +10,7 @@ import torch
 from attrs import evolve, frozen
 from torch import fx
 
-from intarsia.compile.signature import fake_inputs, signature_from_dict, signature_to_dict
+from intarsia.compiling.signature import fake_inputs, signature_from_dict, signature_to_dict
 from intarsia.errors import CompileFailed
 from intarsia.interfaces import CompileRequest, PassSpec, PieceSignature
 from intarsia.split.encode import decode_graph, encode_graph
@@ -181,7 +181,7 @@ def compile_in_worker(request: bytes, compiler: str, config: Mapping[str, Any]) 
 
     A plain function of plain data, so that any `concurrent.futures.Executor` can run it.
     """
-    from intarsia.compile.instances import built_for
+    from intarsia.compiling.instances import built_for
     from intarsia.config import load_config
     from intarsia.host import Host
 

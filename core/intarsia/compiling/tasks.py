@@ -9,9 +9,10 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from intarsia.compile.instances import Instance, built_for
-from intarsia.compile.routes import RouteChoice, fitting
-from intarsia.compile.transport import compile_in_worker, make_request
+from intarsia import torch_compat
+from intarsia.compiling.instances import Instance, built_for
+from intarsia.compiling.routes import RouteChoice, fitting
+from intarsia.compiling.transport import compile_in_worker, make_request
 from intarsia.config import ResolvedConfig
 from intarsia.errors import CompileFailed, CompileRejected
 from intarsia.host import Host
@@ -148,7 +149,7 @@ class Scheduler:
     def _here(spec: CompilerSpec, made: Instance, request: CompileRequest) -> CompileResult:
         if spec.capabilities.concurrent:
             return made.compiler.compile(request)
-        with made.lock:
+        with torch_compat.tracing_lock(), made.lock:
             return made.compiler.compile(request)
 
     def _moved_on(self, task: Task, attempt: Attempt, error: Exception) -> None:
