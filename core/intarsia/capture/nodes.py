@@ -110,9 +110,7 @@ def _mutated_by_function(node: fx.Node) -> list[fx.Node]:
         and name not in ("index", "indexOf", "inv", "invert", "is_", "is_not", "itemgetter")
     )  # fmt: skip
     in_place = in_place or (name.endswith("_") and not name.startswith("__") and name != "is_")
-    if node.kwargs.get("inplace") is True or in_place:
-        found += [n for n in node.args[:1] if isinstance(n, fx.Node)]
-    elif name in ("relu", "silu", "dropout", "hardtanh", "elu", "leaky_relu") and True in node.args:
+    if node.kwargs.get("inplace") is True or in_place or (name in ("relu", "silu", "dropout", "hardtanh", "elu", "leaky_relu") and True in node.args):
         found += [n for n in node.args[:1] if isinstance(n, fx.Node)]
     return found
 
@@ -167,7 +165,7 @@ def _is_view_index(node: fx.Node) -> bool:
     index = node.args[1]
     parts = index if isinstance(index, tuple | list) else (index,)
     return not any(
-        isinstance(p, fx.Node) and isinstance(value_of(p), torch.Tensor)
+        (isinstance(p, fx.Node) and isinstance(value_of(p), torch.Tensor))
         or isinstance(p, list | torch.Tensor) for p in parts
     )  # fmt: skip
 

@@ -70,10 +70,8 @@ def children(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
             yield path.item(index), part
     elif isinstance(value, Mapping):
         for key, part in value.items():
-            yield path.item(key), part
-        if dataclasses.is_dataclass(value):
-            return  # a dataclass that is a dict too (a model output): its items are its fields
-    if not isinstance(value, list | tuple | Mapping):
+            yield path.item(key), part  # of a dataclass that is a dict too, its items are its fields
+    else:
         for name, part in vars(value).items():
             yield path.attribute(name), part
 
