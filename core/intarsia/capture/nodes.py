@@ -110,7 +110,8 @@ def _mutated_by_function(node: fx.Node) -> list[fx.Node]:
         and name not in ("index", "indexOf", "inv", "invert", "is_", "is_not", "itemgetter")
     )  # fmt: skip
     in_place = in_place or (name.endswith("_") and not name.startswith("__") and name != "is_")
-    if node.kwargs.get("inplace") is True or in_place or (name in ("relu", "silu", "dropout", "hardtanh", "elu", "leaky_relu") and True in node.args):
+    flagged = name in ("relu", "silu", "dropout", "hardtanh", "elu", "leaky_relu") and True in node.args
+    if node.kwargs.get("inplace") is True or in_place or flagged:
         found += [n for n in node.args[:1] if isinstance(n, fx.Node)]
     return found
 
