@@ -68,6 +68,7 @@ class FrameCapture:
         rebuild: `(graph function) -> callable` that takes the frame's own arguments, calls the graph
             function on the graph's inputs, and rebuilds the frame's result from what that returns.
         extra_inputs: the values of placeholders at the end that the frame's own Python does not pass.
+        replicated: qualified names of the blocks of which only the first was traced.
         traced_root: what stood for `root` while tracing, where that was another object.
         written_globals: names of globals that the frame writes.
     """
@@ -83,6 +84,7 @@ class FrameCapture:
     rebuild: Callable[[Callable[..., Any]], Callable[..., Any]]
     f_globals: Mapping[str, Any] = field(factory=dict)
     extra_inputs: tuple[Any, ...] = ()
+    replicated: tuple[str, ...] = ()
     traced_root: Any = None
     written_globals: tuple[str, ...] = ()
 
@@ -327,6 +329,13 @@ def fixed_symbol(condition: Any) -> Any:
     if left.is_Symbol and right.is_Integer:
         return left
     return right if right.is_Symbol and left.is_Integer else None
+
+
+def unequal(left: Any, right: Any) -> Any:
+    """Return the condition that two expressions differ."""
+    import sympy
+
+    return sympy.Ne(left, right)
 
 
 def integer(value: int) -> Any:
@@ -675,8 +684,10 @@ def inductor_compile(
     """
     import torch._functorch.config
     from torch._inductor.compile_fx import compile_fx_inner
+    from torch.fx.experimental import _config
     from torch._inductor.standalone_compile import standalone_compile
 
+    fx_config: Any = _config
     made: list[tuple[Any, tuple[int, int]]] = []
 
     def inner_compile(inner: Any, inner_inputs: Any, **keywords: Any) -> Any:
@@ -689,8 +700,12 @@ def inductor_compile(
         compile_options["inner_compile"] = inner_compile
     # AOTAutograd's cache skips the inner compiler on a hit, and with it the generated call; Inductor's
     # own cache underneath stays on. An artifact to keep is made by that cache's machinery.
-    with torch._functorch.config.patch(
-        enable_autograd_cache=serializable and torch._functorch.config.enable_autograd_cache
+    # Size-oblivious as in capture: `min(5, n)` stays an expression instead of a guess by the example.
+    with (
+        torch._functorch.config.patch(
+            enable_autograd_cache=serializable and torch._functorch.config.enable_autograd_cache
+        ),
+        fx_config.patch(backed_size_oblivious=True),
     ):
         artifact = standalone_compile(
             module, inputs, dynamic_shapes="from_graph", options=compile_options, aot=serializable

@@ -189,3 +189,13 @@ def describe_box(box: Box) -> str:
         end = "" if high >= torch_compat.UNBOUNDED else str(high)
         parts.append(f"{name}: {low}" if low == high else f"{name}: {low}..{end}")
     return "{" + ", ".join(parts) + "}"
+
+
+def only_about_one(expression: Any) -> bool:
+    """Say whether a condition excludes nothing but sizes 0 and 1.
+
+    Where an operator and not the model asked, such a condition is an artefact: the kernel takes another
+    path inside for size 1, and its result is the same.
+    """
+    ranges = dict.fromkeys(expression.free_symbols, (2, torch_compat.UNBOUNDED))
+    return holds(expression, ranges) is True

@@ -8,6 +8,7 @@ bundle is loaded, and on every call with `check = "values"`.
 from __future__ import annotations
 
 import enum
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import CellType
 from typing import Any
@@ -93,7 +94,16 @@ def read_source(capture: FrameCapture, source: str, kind: str) -> Any:
         return _UNREADABLE
     if kind == "HASATTR":  # about the object that has the attribute, not about its identity
         return _type_name(value)
-    return value if _is_plain(value) or isinstance(value, torch.Tensor) else id(value)
+    return value if _is_plain(value) or isinstance(value, torch.Tensor) else _identity(value)
+
+
+def _identity(value: Any) -> Any:
+    """Return what is the same for two objects that behave the same as far as an identity guard goes."""
+    if isinstance(value, torch.nn.Module | dict | list | tuple | set | types.MappingProxyType):
+        return _type_name(value)  # what is inside has guards of its own
+    if isinstance(value, types.MethodType):
+        return id(value.__func__), _identity(value.__self__)
+    return id(value)
 
 
 def _modules(root: Any) -> list[tuple[str, torch.nn.Module]]:

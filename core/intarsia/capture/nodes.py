@@ -182,6 +182,22 @@ def _is_view_operator(target: Any) -> bool:
     )
 
 
+def squeezed_sizes(node: fx.Node) -> list[Any]:
+    """Return the sizes on which the rank of a squeeze's result depends; empty for other nodes."""
+    name = operation(node)
+    if name.split("::")[-1].split(".")[0] != "squeeze" and name.split(".")[-1] not in (
+        "squeeze", "squeeze_",
+    ):  # fmt: skip
+        return []
+    source: Any = node.args[0]
+    value = value_of(source) if isinstance(source, fx.Node) else None
+    if not isinstance(value, torch.Tensor):
+        return []
+    dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    chosen = range(value.dim()) if dims is None else (dims if isinstance(dims, tuple | list) else [dims])
+    return [value.shape[d] for d in chosen if isinstance(d, int) and value.dim()]
+
+
 def is_state_switch(node: fx.Node) -> bool:
     """Say whether a node only switches a mode or counts API use, and may be dropped under no_grad."""
     return getattr(node.target, "__name__", "") in _STATE_SWITCHES

@@ -164,13 +164,16 @@ def find_groups(model: Any) -> list[_Group]:
         return []
     groups: list[_Group] = []
     inside: list[str] = []
+    owners = _owners(model)
     for path, module in model.named_modules():
         if type(module) is not torch.nn.ModuleList or any(path.startswith(p) for p in inside):
             continue
         by_build: dict[Any, _Group] = {}
         for name, block in module.named_children():
             if "forward" not in vars(block):
-                by_build.setdefault(_build(block), _Group([])).paths.append(_join(path, name))
+                where = _join(path, name)
+                build = (_build(block), _ties(block, where, owners))
+                by_build.setdefault(build, _Group([])).paths.append(where)
         found = [g for g in by_build.values() if len(g.paths) > 1]
         groups += found
         inside += [p + "." for g in found for p in g.paths]
@@ -181,13 +184,38 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def _owners(model: torch.nn.Module) -> dict[int, list[str]]:
+    """Return id -> every qualified name of the model's parameters and buffers."""
+    found: dict[int, list[str]] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(value), []).append(name)
+    for name, value in model.named_buffers(remove_duplicate=False):
+        found.setdefault(id(value), []).append(name)
+    return found
+
+
+def _ties(block: torch.nn.Module, path: str, owners: Mapping[int, list[str]]) -> Any:
+    """Return which of a block's tensors are one, in it and with the rest of the model."""
+    found: list[Any] = []
+    inside: dict[int, int] = {}
+    for module in block.modules():
+        for value in (*module._parameters.values(), *module._buffers.values()):
+            if value is None:
+                continue
+            number = inside.setdefault(id(value), len(inside))
+            shared = any(not name.startswith(f"{path}.") for name in owners.get(id(value), ()))
+            found.append((number, id(value) if shared else None))
+    return tuple(found)
+
+
 def _build(block: torch.nn.Module) -> Any:
     """Return what two blocks must share before their values are even looked at."""
     parts: list[Any] = []
     for name, module in block.named_modules():
         hooks = any(v for k, v in vars(module).items() if k.endswith("_hooks"))
         tensors = tuple(
-            (key, None if value is None else (tuple(value.shape), value.stride(), value.dtype))
+            (key, None if value is None else (type(value), tuple(value.shape), value.stride(),
+                                              value.dtype, value.device))
             for table in (module._parameters, module._buffers) for key, value in table.items()
         )  # fmt: skip
         identity = id(module) if hooks else None  # what hooks do is nobody's to compare
@@ -307,7 +335,9 @@ def _regrouped(frame: FrameCapture, groups: Sequence[_Group]) -> list[_Group] | 
 
 def _sources_below(frame: FrameCapture, path: str) -> list[tuple[str, str]]:
     prefix = _source_of(frame, path)
-    return [(s, kind) for s, kind in frame.guards if prefix in s and is_value_guard(kind)]
+    wanted = {(s, kind) for s, kind in frame.guards
+              if prefix in s and (is_value_guard(kind) or kind in _IDENTITY_GUARDS)}  # fmt: skip
+    return sorted(wanted)
 
 
 def _source_of(frame: FrameCapture, path: str) -> str:
@@ -325,6 +355,11 @@ def _agrees(
         if here != there:
             return False
     return True
+
+
+_IDENTITY_GUARDS = {"ID_MATCH", "CLOSURE_MATCH", "FUNCTION_MATCH", "BUILTIN_MATCH", "CLASS_MATCH",
+                    "NONE_MATCH", "BOOL_MATCH", "WEAKREF_ALIVE"}  # fmt: skip
+"""Guards on which object something is: a function in an attribute, a class."""
 
 
 # ------------------------------------------------------------------------------------------- expansion
@@ -363,7 +398,7 @@ class _Expansion:
             self._add_guards(group)
         return evolve(
             self.old, sources=tuple(self.sources), extra_inputs=tuple(self.extra),
-            guards=tuple(self.guards),
+            guards=tuple(self.guards), replicated=tuple(p for g in self.groups for p in g.paths),
         )  # fmt: skip
 
     def _live(self, source: str) -> Any:

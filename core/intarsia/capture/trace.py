@@ -13,7 +13,7 @@ from torch import fx
 
 from intarsia import torch_compat
 from intarsia.capture import nodes
-from intarsia.capture.conditions import holds
+from intarsia.capture.conditions import only_about_one
 from intarsia.capture.dynamic import Dynamic, NamedDim, choose_hints, named_dims, resized
 from intarsia.capture.frozen import FrozenValue, frozen_values, label_of
 from intarsia.capture.graph import (
@@ -27,6 +27,7 @@ from intarsia.capture.graph import (
 )
 from intarsia.capture.held import held_objects
 from intarsia.capture.normalise import normalise
+from intarsia.capture.regions import NotRegional
 from intarsia.capture.structure import (
     Effect,
     Path,
@@ -141,7 +142,11 @@ def capture(
                 f"{describe(model)} has no tensor operation that depends on its arguments",
                 why="tracing found nothing to compile",
             )
-        graph = _Reader(model, example, frame, symbolic, hints, ranges).graph()
+        try:
+            graph = _Reader(model, example, frame, symbolic, hints, ranges).graph()
+        except NotRegional:  # a block does something to the model that its copies would not do
+            frame = _traced(model, example, symbolic, torch_compat.capture_frame)
+            graph = _Reader(model, example, frame, symbolic, hints, ranges).graph()
     return evolve(graph, seconds=time.perf_counter() - started)
 
 
@@ -300,8 +305,9 @@ class _Reader:
             expression = guard.expression.xreplace(swap)
             if expression in (True, torch_compat.TRUE):
                 continue
-            if guard.in_python or not _only_about_one(expression):
+            if guard.in_python or not only_about_one(expression):
                 found.append(Condition(expression, guard.where))
+        found += self._rank_conditions(swap)
         for symbol, value in replaced.items():
             if getattr(value, "is_Integer", False):
                 found.append(
@@ -311,6 +317,18 @@ class _Reader:
             if symbol not in replaced and not torch_compat.is_unbacked(symbol):
                 found.extend(Condition(e, "tracing") for e in torch_compat.bounds(self.env, symbol))
         return tuple(_unique(found))
+
+    def _rank_conditions(self, swap: Mapping[Any, Any]) -> list[Condition]:
+        """A squeeze drops a dimension of size 1 and no other: its rank was decided while tracing."""
+        assert self.frame.module is not None
+        found = []
+        for node in self.frame.module.graph.nodes:
+            for size in nodes.squeezed_sizes(node):
+                if isinstance(size, torch.SymInt):
+                    expression = torch_compat.expression_of(size).xreplace(dict(swap))
+                    where = (node.meta.get("stack_trace") or "a squeeze").strip().splitlines()[-1]
+                    found.append(Condition(torch_compat.unequal(expression, 1), where.strip()))
+        return [c for c in found if c.expression not in (True, torch_compat.TRUE)]
 
     # -- contract
 
@@ -345,6 +363,13 @@ class _Reader:
         )
 
     # -- effects
+
+    def _refuse_replicated(self, effects: Sequence[Effect]) -> None:
+        """Refuse regions where a block writes to itself: only the traced one's write would be known."""
+        for effect in effects:
+            path = ".".join(str(step) for _, step in effect.target.steps)
+            if any(path.startswith(f"{block}.") for block in self.frame.replicated):
+                raise NotRegional(f"{effect.target} is written in a forward")
 
     def _refuse_state(self, run: _Rebuilt, values: Sequence[FrozenValue]) -> None:
         """Refuse a write that the graph cannot keep true: to what tracing read, or out of its reach."""
@@ -515,16 +540,6 @@ def _named_tensors(root: Any) -> dict[int, tuple[str, ...]]:
     for name, value in [*tensors, *root.named_buffers(remove_duplicate=False)]:
         names.setdefault(id(value), []).append(name)
     return {key: tuple(found) for key, found in names.items()}
-
-
-def _only_about_one(expression: Any) -> bool:
-    """Say whether a condition excludes nothing but sizes 0 and 1.
-
-    Where an operator and not the model asked, such a condition is an artefact: the kernel takes another
-    path inside for size 1, and its result is the same.
-    """
-    ranges = dict.fromkeys(expression.free_symbols, (2, torch_compat.UNBOUNDED))
-    return holds(expression, ranges) is True
 
 
 def _unique(conditions: Sequence[Condition]) -> list[Condition]:

@@ -110,6 +110,12 @@ def fake_inputs(
     return mode, tuple(made)
 
 
+def symbols_of(mode: Any, box: Box) -> dict[Any, str]:
+    """Return the sympy symbols that `fake_inputs` made for a box, with their names."""
+    names = [name for name, (low, high) in sorted(box.items()) if low != high]
+    return dict(zip(torch_compat.all_symbols(mode.shape_env), names, strict=False))
+
+
 class _Sizes:
     """Turns a signature's size expressions into ints and SymInts of one fake mode."""
 

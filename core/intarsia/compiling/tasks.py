@@ -12,6 +12,7 @@ from attrs import define, field, frozen
 from intarsia import torch_compat
 from intarsia.compiling.instances import Instance, built_for
 from intarsia.compiling.routes import RouteChoice, fitting
+from intarsia.compiling.soundness import compile_soundly
 from intarsia.compiling.transport import compile_in_worker, make_request
 from intarsia.config import ResolvedConfig
 from intarsia.errors import CompileFailed, CompileRejected
@@ -148,9 +149,9 @@ class Scheduler:
     @staticmethod
     def _here(spec: CompilerSpec, made: Instance, request: CompileRequest) -> CompileResult:
         if spec.capabilities.concurrent:
-            return made.compiler.compile(request)
+            return compile_soundly(made.compiler, request)
         with torch_compat.tracing_lock(), made.lock:
-            return made.compiler.compile(request)
+            return compile_soundly(made.compiler, request)
 
     def _moved_on(self, task: Task, attempt: Attempt, error: Exception) -> None:
         text = f"{attempt.compiler} {attempt.outcome} {task.name}: {attempt.reason}"

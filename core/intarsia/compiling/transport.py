@@ -182,6 +182,7 @@ def compile_in_worker(request: bytes, compiler: str, config: Mapping[str, Any]) 
     A plain function of plain data, so that any `concurrent.futures.Executor` can run it.
     """
     from intarsia.compiling.instances import built_for
+    from intarsia.compiling.soundness import compile_soundly  # cycle: it reads requests
     from intarsia.config import load_config
     from intarsia.host import Host
 
@@ -189,5 +190,5 @@ def compile_in_worker(request: bytes, compiler: str, config: Mapping[str, Any]) 
     host = Host(load_config(dict(config), environ={}))
     spec = host.compiler(compiler)
     made = built_for(host, spec, restored.device).compiler
-    result = made.compile(evolve(restored, wants_artifact=True))
+    result = compile_soundly(made, evolve(restored, wants_artifact=True))
     return {"artifact": result.artifact, "needs": tuple(result.needs), "note": result.note}

@@ -1,0 +1,52 @@
+"""Soundness: what a compiler's own trace assumed about sizes must hold over the whole box.
+
+A compiler that traces the piece again (Inductor, `torch.export`) decides on the example's sizes where it
+cannot prove an answer, and notes the decision as a guard in the request's ShapeEnv. Nobody evaluates those
+guards later, so they are read here: one that a size in the box breaks means that the artifact is wrong there.
+"""
+
+from __future__ import annotations
+
+from intarsia import torch_compat
+from intarsia.capture.conditions import describe_box, holds, only_about_one
+from intarsia.compiling.signature import symbols_of
+from intarsia.compiling.transport import fake_mode_of
+from intarsia.errors import CompileRejected
+from intarsia.interfaces import Compiler, CompileRequest, CompileResult
+
+
+def compile_soundly(compiler: Compiler, request: CompileRequest) -> CompileResult:
+    """Compile a piece, and refuse the result if it is not good for every size in the box.
+
+    Raises:
+        CompileRejected: the compiler declines the piece, or relied on sizes that the box does not keep.
+    """
+    result = compiler.compile(request)
+    refuse_assumptions(request)
+    return result
+
+
+def refuse_assumptions(request: CompileRequest) -> None:
+    """Refuse what a compile noted about sizes if the request's box does not keep it.
+
+    With hints the box is not what decides (the front door keeps its own conditions), so that what the
+    traced sizes imply is not refused.
+
+    Raises:
+        CompileRejected: with the condition.
+    """
+    mode = fake_mode_of(request)
+    if mode is None or mode.shape_env is None or request.hints:
+        return
+    names = symbols_of(mode, request.signature.box)
+    ranges = {symbol: request.signature.box[name] for symbol, name in names.items()}
+    for guard in torch_compat.shape_guards(mode.shape_env):
+        known = guard.expression.free_symbols <= set(ranges)
+        if not known or only_about_one(guard.expression):
+            continue
+        if holds(guard.expression, ranges) is not True:
+            text = torch_compat.readable(guard.expression, names)
+            raise CompileRejected(
+                f"it relied on {text}, which does not hold everywhere in "
+                f"{describe_box(request.signature.box)}"
+            )
