@@ -276,6 +276,8 @@ class Capabilities:
     """Takes pieces that write to their inputs."""
     custom_ops: bool = False
     """Takes operations outside ATen."""
+    subclasses: bool = False
+    """Takes tensor subclasses as inputs and outputs."""
     concurrent: bool = False
     """`compile` may run in two threads of one process at a time."""
     workers: bool = True

@@ -19,6 +19,7 @@ from torch import fx
 
 from intarsia import torch_compat
 from intarsia.capture import nodes
+from intarsia.capture.conditions import violations
 from intarsia.capture.graph import Condition, Graph, GraphInput, Parameter, Symbol
 from intarsia.capture.normalise import normalise
 from intarsia.capture.structure import Path
@@ -246,8 +247,9 @@ class _GraphJob:
                 symbol = graph.symbols[name]
                 top = torch_compat.UNBOUNDED if symbol.high is None else symbol.high
                 box[name] = (max(low, symbol.low), min(high, top))
-            if all(low <= high for low, high in box.values()):
-                found.setdefault(repr(box), evolve(planned, box=box))
+            hints = _sizes_that_occur(graph, box)
+            if hints is not None:
+                found.setdefault(repr(box), evolve(planned, box=box, hints=hints))
         return list(found.values())
 
     def _for_this_graph(self, graph: Graph) -> Any:
@@ -323,6 +325,34 @@ class _GraphJob:
                     if graph.names.get(torch_compat.expression_of(size)) == symbol:
                         return f"{name}.shape[{dim}]"
         raise AssertionError(f"no input has the symbol {symbol}")
+
+
+_TRIED = 1 << 12
+
+
+def _sizes_that_occur(graph: Graph, box: Mapping[str, tuple[int, int]]) -> dict[str, int] | None:
+    """Return sizes in a box that keep a graph's conditions; {} if all do, None if no size does.
+
+    Dynamo only calls the graph with sizes that keep them, so a compiler's example must keep them too.
+    """
+    if any(low > high for low, high in box.values()):
+        return None
+    known = {symbol for symbol, name in graph.names.items() if name in box}
+    about_box = tuple(c for c in graph.conditions if c.expression.free_symbols <= known)
+    graph = evolve(graph, conditions=about_box)
+    if not violations(graph, box):
+        return {}
+    traced = {n: graph.symbols[n].hint for n, (low, high) in box.items()}
+    spans = [
+        itertools.chain([traced[n]] if low <= traced[n] <= high else [],
+                        range(low, min(high, low + _TRIED) + 1))
+        for n, (low, high) in box.items()
+    ]  # fmt: skip
+    for values in itertools.islice(itertools.product(*spans), _TRIED):
+        sizes = dict(zip(box, values, strict=True))
+        if not violations(graph, {n: (v, v) for n, v in sizes.items()}):
+            return sizes
+    return None
 
 
 def _is_argument(source: str, argument: str) -> bool:

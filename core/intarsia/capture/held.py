@@ -52,7 +52,7 @@ class HeldObjects:
 def held_objects(frame: FrameCapture) -> HeldObjects:
     """Return the objects that tracing read, as they are now."""
     made = HeldObjects()
-    seen: set[int] = set()
+    seen = _of_modules(frame)
     for source, value in source_values(frame):
         if id(value) in seen or not outside_arguments(source, frame):
             continue
@@ -63,6 +63,15 @@ def held_objects(frame: FrameCapture) -> HeldObjects:
             made.before.append(places)
             made.labels.append(label_of(source, frame.root_name))
     return made
+
+
+def _of_modules(frame: FrameCapture) -> set[int]:
+    """Return the ids of what the model's modules keep their state in: the caller looks after it."""
+    roots = [r for r in (frame.root, frame.traced_root) if isinstance(r, torch.nn.Module)]
+    return {
+        id(table) for root in roots for module in root.modules()
+        for table in (vars(module), module._buffers, module._parameters, module._modules)
+    }  # fmt: skip
 
 
 def _places(value: Any) -> _Places | None:

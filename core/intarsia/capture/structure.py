@@ -125,8 +125,8 @@ class Template:
     """How to build one value of a result.
 
     Attributes:
-        kind: "value" (the graph's output `ref`), "argument" (a path in `ref`), "weight" (a qualified
-            name in `ref`), "constant" (`ref` itself), or a container: "list", "tuple", "dict",
+        kind: "value" (the graph's output `ref`), "argument" (a path in `ref`, as it was before the call),
+            "written" (a path in `ref` after the call's writes), "weight" (a qualified name in `ref`), "constant" (`ref` itself), or a container: "list", "tuple", "dict",
             "namedtuple", "dataclass", "mapping", "object".
         cls: the container's class, where it is not a builtin.
         parts: (key, template) of a container's parts.
@@ -216,7 +216,7 @@ def template_source(
     def text(part: Template) -> str:
         if part.kind == "value":
             return value_name(part.ref)
-        if part.kind == "argument":
+        if part.kind in ("argument", "written"):
             return str(part.ref)
         if part.kind == "constant":
             plain = type(part.ref) in (int, str, bool, type(None))

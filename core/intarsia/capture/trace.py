@@ -15,7 +15,7 @@ from intarsia import torch_compat
 from intarsia.capture import nodes
 from intarsia.capture.conditions import only_about_one
 from intarsia.capture.dynamic import Dynamic, NamedDim, choose_hints, named_dims, resized
-from intarsia.capture.frozen import FrozenValue, frozen_values, label_of
+from intarsia.capture.frozen import FrozenValue, frozen_values, label_of, tensor_reader
 from intarsia.capture.graph import (
     ArgumentTree,
     Condition,
@@ -210,6 +210,7 @@ class _Reader:
         names = self._names(inputs)
         inputs = [self._named_symbol(i, h, names) for i, h in zip(inputs, self.holes, strict=True)]
         values, opaque = frozen_values(self.frame)
+        self._refuse_replicated(run.effects)
         self._refuse_state(run, values)
         assert self.frame.module is not None
         return Graph(
@@ -242,8 +243,8 @@ class _Reader:
         if names:
             return GraphInput("weight", names[0], names=names, source=source,
                               is_parameter=is_parameter, value=value)  # fmt: skip
-        return GraphInput("constant", label_of(source), source=source,
-                          is_parameter=is_parameter, value=value)  # fmt: skip
+        return GraphInput("constant", label_of(source), source=source, is_parameter=is_parameter,
+                          value=value, read=tensor_reader(self.frame, source, value))  # fmt: skip
 
     def _named_symbol(self, entry: GraphInput, hole: fx.Node, names: Mapping[Any, str]) -> GraphInput:
         if entry.kind != "symbol":
@@ -420,6 +421,7 @@ def rebuild(
     memo: dict[int, Any] = {}
     arguments = {name: structural_copy(v, memo) for name, v in call.values.items()}
     before = {name: structural_copy(v) for name, v in arguments.items()}
+    objects = _objects(arguments)
     received: list[tuple[Any, ...]] = []
 
     def stand_in(*inputs: Any) -> list[Any]:
@@ -434,7 +436,7 @@ def rebuild(
             changed, lost = written(), held.written()
         finally:
             held.restore()
-        known = _known(marks, arguments, paths, weights)
+        known = _known(marks, objects, paths, weights)
         effects = [
             effect for name, after in arguments.items()
             for effect in effects_between(before[name], after, Path(name), known)
@@ -442,7 +444,8 @@ def rebuild(
         effects += [
             Effect(path, template_of(new, known), "attribute") for path, new in changed
         ]
-        result = template_of(value, known)
+        made = {i: p for i, (p, _) in _objects(arguments).items() if i not in objects}
+        result = template_of(value, _or_made(known, made))
     lost += [f"global {name}" for name in frame.written_globals]
     return _Rebuilt(received[0] if received else (), result, tuple(effects), tuple(lost))
 
@@ -456,17 +459,37 @@ def _markers(output: Any) -> list[Any]:
     return marks
 
 
+def _objects(arguments: Mapping[str, Any]) -> dict[int, tuple[Path, Any]]:
+    """Return id -> (path, object) of the containers and objects in arguments, as they are now."""
+    found: dict[int, tuple[Path, Any]] = {}
+    for name, value in arguments.items():
+        for path, part in walk(value, Path(name)):
+            leaf = isinstance(part, torch.Tensor | tuple) or is_scalar(part) or is_opaque(part)
+            if not leaf:
+                found.setdefault(id(part), (path, part))
+    return found
+
+
+def _or_made(
+    known: Callable[[Any], Template | None], made: Mapping[int, Path]
+) -> Callable[[Any], Template | None]:
+    """Also recognise the objects that the call itself put into its arguments, by where they are then."""
+
+    def found(value: Any) -> Template | None:
+        template = known(value)
+        if template is None and id(value) in made:
+            return Template("written", made[id(value)])
+        return template
+
+    return found
+
+
 def _known(
-    marks: Sequence[Any], arguments: Mapping[str, Any], paths: Mapping[int, Path],
+    marks: Sequence[Any], objects: Mapping[int, tuple[Path, Any]], paths: Mapping[int, Path],
     weights: Mapping[int, tuple[str, ...]],
 ) -> Callable[[Any], Template | None]:  # fmt: skip
     outputs = {id(m): i for i, m in enumerate(marks) if isinstance(m, torch.Tensor)}
     numbers = {m: i for i, m in enumerate(marks) if not isinstance(m, torch.Tensor)}
-    objects: dict[int, Path] = {}
-    for name, value in arguments.items():
-        for path, part in walk(value, Path(name)):
-            if not isinstance(part, torch.Tensor) and not is_scalar(part) and not is_opaque(part):
-                objects.setdefault(id(part), path)
 
     def known(value: Any) -> Template | None:
         if isinstance(value, torch.Tensor):
@@ -479,8 +502,8 @@ def _known(
             return None
         if type(value) is int and value in numbers:
             return Template("value", numbers[value])
-        if id(value) in objects and not is_scalar(value) and not isinstance(value, tuple):
-            return Template("argument", objects[id(value)])
+        if id(value) in objects:
+            return Template("argument", objects[id(value)][0])
         return None
 
     return known

@@ -84,6 +84,8 @@ def fitting(
     for info in tensors:
         if spec.devices and info.device_type not in spec.devices:
             raise CompileRejected(f"does not compile for device type {info.device_type}")
+        if info.subclass is not None and not spec.capabilities.subclasses:
+            raise CompileRejected(f"does not take tensor subclasses ({info.subclass})")
         if spec.dtypes and info.dtype not in spec.dtypes:
             raise CompileRejected(f"does not take {info.dtype}")
     if canonical.mutated and not spec.capabilities.mutation:

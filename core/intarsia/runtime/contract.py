@@ -324,11 +324,23 @@ def _with_defaults(tree: ArgumentTree) -> ArgumentTree:
 
 
 def overlap(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Say whether two tensors share memory, as far as their storages tell."""
-    if right.layout != torch.strided or left is right:
+    """Say whether the bytes from the first to the last of two tensors overlap."""
+    if left is right or right.layout != torch.strided or left.layout != torch.strided:
         return left is right
-    mine = left.untyped_storage().data_ptr()
-    return mine != 0 and mine == right.untyped_storage().data_ptr()
+    first, last = byte_range(left)
+    start, end = byte_range(right)
+    return start < last and first < end and start != 0  # 0: no memory at all, as on "meta"
+
+
+def byte_range(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the addresses of a strided tensor's first byte and after its last one."""
+    start = tensor.data_ptr()
+    if tensor.is_contiguous():
+        return start, start + tensor.nbytes
+    if not tensor.numel():
+        return start, start
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + (last + 1) * tensor.element_size()
 
 
 def relayout(tensor: torch.Tensor, stride: Sequence[int] | None = None) -> torch.Tensor:

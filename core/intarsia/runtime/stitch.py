@@ -6,7 +6,8 @@ by name. A value is dropped after its last use. Weights are names of the functio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import builtins
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from intarsia.capture.graph import Graph, GraphInput
 from intarsia.capture.structure import Effect, Path, Template, template_source
 from intarsia.compiling.signature import size_of
 from intarsia.errors import CaptureError
+from intarsia.runtime.contract import overlap
 from intarsia.runtime.source import Body, Namespace, identifier, literal, number_source
 from intarsia.split.partition import Partition, Piece
 
@@ -63,6 +65,8 @@ class _Writer:
     parameters: list[str] = field(factory=list)
     real: dict[str, str] = field(factory=dict)
     sizes: dict[str, str] = field(factory=dict)
+    roots: dict[str, str] = field(factory=dict)
+    kept: dict[str, str] = field(factory=dict)
 
     def stitching(self, roots: Sequence[str], symbols: Sequence[str]) -> Stitching:
         self.body.space.taken.update(roots)
@@ -81,7 +85,8 @@ class _Writer:
     def _inputs(self, roots: Sequence[str], symbols: Sequence[str]) -> None:
         self.parameters += [self.body.fresh(identifier(a)) for a in self.arguments.values()]
         by_path = dict(zip(self.arguments, self.parameters, strict=True))
-        self.parameters += list(roots)
+        self.roots = {r: self.body.fresh(r) if hasattr(builtins, r) else r for r in roots}
+        self.parameters += list(self.roots.values())
         sizes = self.sizes = {name: self.body.fresh(name) for name in symbols}
         self.parameters += list(sizes.values())
         for index, (node, entry) in enumerate(
@@ -184,9 +189,40 @@ class _Writer:
         if self.graph.result is None:
             self.body.lines.append(f"return ({', '.join(values)}{',' if len(values) == 1 else ''})")
             return
-        for effect in self.graph.effects:
-            self.body.lines.append(self._effect(effect, values))
-        self.body.lines.append(f"return {self._template(self.graph.result, values)}")
+        if not self.graph.effects:
+            self.body.lines.append(f"return {self._template(self.graph.result, values)}")
+            return
+        # Everything that a write could change under another write, or under the result, is read first.
+        buffers = [b for b in map(self._buffer, self.graph.effects) if b is not None]
+        new = [self._kept(e.template, values, buffers) for e in self.graph.effects]
+        result = self._kept(self.graph.result, values, buffers)
+        for effect, template in zip(self.graph.effects, new, strict=True):
+            self.body.lines.append(self._effect(effect, self._template(template, values)))
+        self.body.lines.append(f"return {self._template(result, values)}")
+
+    def _kept(self, template: Template, values: Sequence[str], buffers: Sequence[str]) -> Template:
+        """Put variables, set before all writes, in the place of what the writes may change."""
+        if template.kind == "argument":
+            path = self._path(template.ref)
+            return Template("argument", self._variable(path) if template.ref.steps else path)
+        tensor = template.kind in ("value", "weight") or isinstance(template.ref, torch.Tensor)
+        if template.kind == "value":
+            tensor = isinstance(nodes.value_of(self.partition.result[template.ref]), torch.Tensor)
+        if tensor and buffers:
+            apart = self.body.space.bind(_apart, "apart")
+            own = self._template(template, values)
+            return Template("argument", self._variable(f"{apart}({', '.join((own, *buffers))})"))
+        parts = tuple((k, self._kept(p, values, buffers)) for k, p in template.parts)
+        return Template(template.kind, template.ref, template.cls, parts)
+
+    def _variable(self, text: str) -> str:
+        if text not in self.kept:
+            self.kept[text] = self.body.fresh("before")
+            self.body.lines.append(f"{self.kept[text]} = {text}")
+        return self.kept[text]
+
+    def _path(self, path: Path) -> str:
+        return str(Path(self.roots.get(path.root, path.root), path.steps))
 
     def _cut_back(self, values: list[str]) -> None:
         """Cut what padding added off the results."""
@@ -214,36 +250,54 @@ class _Writer:
     def _template(self, template: Template, values: Sequence[str]) -> str:
         named = {i: e for i, e in enumerate(self.graph.inputs) if e.kind == "weight"}
         by_name = {n: self.weights[i] for i, e in named.items() for n in e.names}
-        plain = _weights_as_values(template, by_name, self.model)
+        plain = _weights_as_values(template, by_name, self.model, self._path)
         made = template_source(plain, values.__getitem__)
         renames = {n: self.body.space.bind(v, _hint(v)) for n, v in made.names.items()}
         return _rename(made.text, renames)
 
-    def _effect(self, effect: Effect, values: Sequence[str]) -> str:
-        value = self._template(effect.template, values)
-        if effect.target.root == "self" and "self" not in self.parameters:
+    def _effect(self, effect: Effect, value: str) -> str:
+        if self._on_model(effect):
             return self._model_effect(effect, value)
+        target = self._path(effect.target)
         if effect.kind == "contents":
-            target = str(effect.target)
             if effect.template.kind == "list":
                 return f"{target}[:] = {value}"
             return f"{target}.clear(); {target}.update({value})"
-        return f"{effect.target} = {value}"
+        return f"{target} = {value}"
 
-    def _model_effect(self, effect: Effect, value: str) -> str:
+    def _on_model(self, effect: Effect) -> bool:
+        return effect.target.root == "self" and "self" not in self.roots
+
+    def _owner(self, effect: Effect) -> tuple[Any, str]:
         owner: Any = self.model
         for _, step in effect.target.steps[:-1]:
             owner = getattr(owner, step)
-        name = effect.target.steps[-1][1]
-        if isinstance(owner, torch.nn.Module) and name in {**owner._buffers, **owner._parameters}:
-            return self._buffer_effect(effect, owner, name, value)
+        return owner, effect.target.steps[-1][1]
+
+    def _buffer(self, effect: Effect) -> str | None:
+        """Return the buffer or parameter that an effect writes into, as source; None for all else."""
+        if not self._on_model(effect):
+            return None
+        owner, name = self._owner(effect)
+        if not isinstance(owner, torch.nn.Module) or name not in {**owner._buffers, **owner._parameters}:
+            return None
+        return f"{self.body.space.bind(owner, f'module_{name}')}.{name}"
+
+    def _model_effect(self, effect: Effect, value: str) -> str:
+        owner, name = self._owner(effect)
+        buffer = self._buffer(effect)
+        if buffer is not None:
+            self._check_buffer(effect, getattr(owner, name))
+            return f"{buffer}.copy_({value})"
         return f"{self.body.space.bind(owner, f'module_{name}')}.{name} = {value}"
 
-    def _buffer_effect(self, effect: Effect, owner: Any, name: str, value: str) -> str:
-        """A buffer that the model replaces: the same object is kept, and written into."""
-        buffer = getattr(owner, name)
-        index = effect.template.ref if effect.template.kind == "value" else None
-        made = nodes.value_of(self.partition.result[index]) if index is not None else None
+    def _check_buffer(self, effect: Effect, buffer: Any) -> None:
+        # A buffer that the model replaces: the same object is kept, and written into.
+        made: Any = None
+        if effect.template.kind == "value":
+            made = nodes.value_of(self.partition.result[effect.template.ref])
+        elif effect.template.kind == "weight":
+            made = _weight(self.model, effect.template.ref)
         same = isinstance(made, torch.Tensor) and tuple(made.shape) == tuple(buffer.shape)
         if not same or made is None or made.dtype != buffer.dtype:
             raise CaptureError(
@@ -252,8 +306,16 @@ class _Writer:
                 next_step="Update it in place, or pass it as an argument.",
                 subject=str(effect.target),
             )
-        bound = self.body.space.bind(owner, f"module_{name}")
-        return f"{bound}.{name}.copy_({value})"
+
+
+def _apart(value: torch.Tensor, *buffers: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that keeps its values when the buffers are written to."""
+    return value.clone() if any(overlap(value, buffer) for buffer in buffers) else value
+
+
+def _weight(model: Any, name: str) -> Any:
+    path, _, last = name.rpartition(".")
+    return getattr(model.get_submodule(path), last)
 
 
 def _nodes_in(value: Any) -> list[fx.Node]:
@@ -268,14 +330,17 @@ def _hint(value: Any) -> str:
     return str(getattr(value, "__name__", type(value).__name__))
 
 
-def _weights_as_values(template: Template, names: Mapping[str, str], model: Any) -> Template:
+def _weights_as_values(
+    template: Template, names: Mapping[str, str], model: Any, path: Callable[[Path], str]
+) -> Template:
     """Put a weight's variable, or the weight itself where the graph does not use it, in its place."""
     if template.kind == "weight":
         if template.ref in names:  # results never require grad, not even the weights themselves
             return Template("argument", f"{names[template.ref]}.detach()")
-        path, _, name = str(template.ref).rpartition(".")
-        return Template("constant", getattr(model.get_submodule(path), name).detach())
-    parts = tuple((k, _weights_as_values(p, names, model)) for k, p in template.parts)
+        return Template("constant", _weight(model, str(template.ref)).detach())
+    if isinstance(template.ref, Path):
+        return Template(template.kind, path(template.ref))
+    parts = tuple((k, _weights_as_values(p, names, model, path)) for k, p in template.parts)
     return Template(template.kind, template.ref, template.cls, parts)
 
 
