@@ -11,14 +11,14 @@ import torch
 from attrs import define, field
 
 from intarsia.capture.frozen import FrozenValue, changes
-from intarsia.capture.graph import ArgumentTree
+from intarsia.capture.graph import ArgumentTree, Graph
 from intarsia.errors import ContractError
 from intarsia.report.events import EventStream
 from intarsia.report.records import Report
 from intarsia.runtime.bound import BoundBox, Dispatcher
 from intarsia.runtime.contract import Entry, TensorContract, diagnose, relayout
 from intarsia.runtime.source import compile_source
-from intarsia.runtime.weights import live_weights, watch
+from intarsia.runtime.weights import Announced, live_weights, owners, watch
 
 
 @define(eq=False)
@@ -41,6 +41,15 @@ class Engine:
     make_explanation: Callable[[bool], str]
     stale: bool = False
     _lock: threading.RLock = field(factory=threading.RLock, alias="_lock", repr=False)
+    _announced: list[Announced] = field(factory=list, alias="_announced", repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        for box in self.dispatcher.boxes:
+            box.on_converted = self._converted
+
+    def graphs(self) -> list[Graph]:
+        """Return the captured graphs, each once."""
+        return list({id(b.plan.graph): b.plan.graph for b in self.dispatcher.boxes}.values())
 
     def call(self) -> Callable[..., Any]:
         """Return the generated entry, bound."""
@@ -69,7 +78,7 @@ class Engine:
         return made
 
     def compare_values(self) -> None:
-        """Compare the Python values that tracing read with what they are now.
+        """Compare the Python values that tracing read with what they are now, and weights with the bound.
 
         Raises:
             ContractError: one has changed; the message has its name and both values.
@@ -82,11 +91,22 @@ class Engine:
                 next_step="Compile it again; tracing has baked these values in.",
                 subject=self.name,
             )
+        for box in {id(b.plan.graph): b for b in self.dispatcher.boxes}.values():
+            live = live_weights(box.plan.graph, self.model, self.name)
+            if any(now is not then for now, then in zip(live, box.weights, strict=True)):
+                self.weight_changed()
+                return
 
-    def weight_changed(self) -> None:
-        """Note that a weight was replaced: the next call binds the plans anew."""
+    def weight_changed(self, announced: Announced | None = None) -> None:
+        """Note that a weight was replaced, or will be: the next call binds the plans anew."""
+        if announced is not None:
+            self._announced.append(announced)
         self.stale = True
         self.dispatcher.forget()
+
+    def _converted(self) -> None:
+        self.weight_changed()
+        self.rebind()
 
     def rebind(self) -> None:
         """Bind every plan to the model's weights as they are now.
@@ -96,11 +116,15 @@ class Engine:
         """
         with self._lock:
             self.stale = False
+            waiting = [one for one in tuple(self._announced) if not one.is_made()]
+            self._announced[:] = waiting
             try:
                 self._rebind_boxes(self.dispatcher.boxes)
             except ContractError:
                 self.stale = True
                 raise
+            if waiting:  # torch announced a weight that it has not put in place yet
+                self.stale = True
             self.dispatcher.forget()
         self.events.count("rebind")
         self.events.send("rebind", phase="bind", message="bound to the model's present weights")
@@ -132,7 +156,7 @@ class Compiled(torch.nn.Module):
         fields["module"] = engine.model
         fields["_engine"] = engine
         fields["_call"] = engine.call()
-        stop = watch(engine.model, _forwarder(engine))
+        stop = watch(owners(engine.graphs(), engine.model), _forwarder(engine))
         fields["_finalizer"] = weakref.finalize(self, stop)
 
     # nn.Module.__call__ costs 8 us of hook look-ups; the model's own hooks were traced into the graph.
@@ -236,13 +260,13 @@ class Compiled(torch.nn.Module):
         return f"Compiled({self._engine.name})"
 
 
-def _forwarder(engine: Engine) -> Callable[[], None]:
+def _forwarder(engine: Engine) -> Callable[[Announced], None]:
     reference = weakref.ref(engine)
 
-    def changed() -> None:
+    def changed(announced: Announced) -> None:
         live = reference()
         if live is not None:
-            live.weight_changed()
+            live.weight_changed(announced)
 
     return changed
 

@@ -32,6 +32,7 @@ from intarsia.references import resolve_reference
 from intarsia.report.events import EventStream
 from intarsia.runtime.bound import BoundBox, Plan, PlannedPiece
 from intarsia.runtime.stitch import stitch
+from intarsia.runtime.weights import module_of
 from intarsia.split.canonical import CanonicalPiece, canonical
 from intarsia.split.partition import Partition, Piece, check_partition, partition
 from intarsia.split.rules import SupportRule, combine, rule_from, unmatched, view_of
@@ -243,11 +244,11 @@ class Pipeline:
         def make(boxed: Mapping[int, bool]) -> Any:
             return stitch(
                 graph, split.partition, boxed, arguments=arguments, roots=roots, symbols=symbols,
-                title=self.name, model=model, padded=padded,
+                title=self.name, model=module_of(model), padded=padded,
             )  # fmt: skip
 
         return Plan(graph, split.partition, split.canonicals, tuple(pieces), split.fixed, make,
-                    self.name)  # fmt: skip
+                    self.name, module_of(model))  # fmt: skip
 
     def compile(
         self, parts: Sequence[tuple[PlannedBox, SplitGraph]], scheduler: Scheduler

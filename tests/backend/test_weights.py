@@ -154,6 +154,149 @@ def test_a_write_that_no_hook_sees_is_noticed_by_rebind() -> None:
     right(compiled, model)
 
 
+def test_a_weight_of_a_module_that_was_put_in_later_is_watched_too() -> None:
+    model = net()
+    compiled = compiled_net(model)
+    module_replaced(model)
+    right(compiled, model)
+    model.one.weight = nn.Parameter(randn(4, 4, seed=13))
+    right(compiled, model)
+
+
+# ------------------------------------------------------------------- weights that are not the model's own
+
+
+def called_right(compiled: Any, model: Callable[[Tensor], Tensor]) -> None:
+    """Compare at two sizes."""
+    for n in (6, 3):
+        x = randn(n, 4, seed=n)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), model(x))
+
+
+def compiled_function(function: Any, **config: Any) -> Any:
+    """Compile, and call once."""
+    name = "input" if isinstance(function, nn.Sequential) else "x"
+    compiled = intarsia.compile(
+        function, args=(randn(6, 4),), dynamic={name: {0: "n"}}, compilers=["eager"], **config
+    )
+    called_right(compiled, function)
+    return compiled
+
+
+def test_a_bound_methods_weights_are_those_of_its_module() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def encode(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    model = Encoder()
+    compiled = compiled_function(model.encode)
+    model.inner.weight = nn.Parameter(randn(4, 4, seed=1))
+    called_right(compiled, model.encode)
+    model.inner._parameters["weight"] = nn.Parameter(randn(4, 4, seed=2))
+    compiled.rebind()
+    called_right(compiled, model.encode)
+
+
+def test_weights_of_a_module_that_a_function_closes_over_are_watched() -> None:
+    inner = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+
+    def function(x: Tensor) -> Tensor:
+        return inner(x)
+
+    compiled = compiled_function(function)
+    inner[1].weight = nn.Parameter(randn(4, 4, seed=1))
+    called_right(compiled, function)
+    inner[0] = nn.Linear(4, 4)
+    called_right(compiled, function)
+    inner = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    compiled.rebind()
+    called_right(compiled, function)
+
+
+class Plain(nn.Module):
+    """A tensor that is neither a parameter nor a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.ones(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x
+
+
+GLOBAL = torch.ones(4)
+
+
+def uses_global(x: Tensor) -> Tensor:
+    """Read a global tensor."""
+    return GLOBAL * x
+
+
+@pytest.mark.parametrize("check", ["first", "values"])
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_replaced_plain_tensor_is_read_again(check: str, repeated: bool) -> None:
+    model = nn.Sequential(*(Plain() for _ in range(4))) if repeated else Plain()
+    compiled = compiled_function(model, check=check)
+    (model[2] if repeated else model).scale = randn(4, seed=1)  # type: ignore[index]
+    if check == "first":
+        compiled.rebind()
+    called_right(compiled, model)
+
+
+def test_a_replaced_global_tensor_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = compiled_function(uses_global)
+    monkeypatch.setattr(f"{__name__}.GLOBAL", randn(4, seed=1))
+    compiled.rebind()
+    called_right(compiled, uses_global)
+
+
+# ---------------------------------------------------------------------------- conversions, without a hook
+
+
+@pytest.mark.parametrize("check", ["first", "always", "values", "none"])
+def test_a_buffer_that_a_conversion_replaced_is_bound_anew(check: str) -> None:
+    model = net()
+    compiled = compiled_net(model, check=check)
+    model.double()
+    model.float()
+    model.shift.fill_(5)
+    right(compiled, model)
+
+
+@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize("compiler", ["eager", "inductor"])
+def test_a_weight_is_never_read_as_another_dtype(compiler: str, called: bool) -> None:
+    model = net()
+    compiled = intarsia.compile(model, args=(randn(6, 4),), dynamic=X, compilers=[compiler])
+    if called:
+        right(compiled, model)
+    model.two.half()
+    with pytest.raises(intarsia.ContractError, match=r"two\.(weight|bias)") as caught:
+        compiled(randn(6, 4))
+    assert "float16" in str(caught.value)
+    model.two.float()
+    right(compiled, model)
+
+
+def test_a_weight_that_torch_has_only_announced_is_not_the_last_word() -> None:
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    model = net()
+    compiled = compiled_net(model)
+    handle = register_module_parameter_registration_hook(lambda *_: right(compiled, model))
+    try:
+        parameter_replaced(model)
+    finally:
+        handle.remove()
+    right(compiled, model)
+    assert not compiled._engine.stale, "and then it is settled"
+
+
 # ---------------------------------------------------------------------------------------------- tied
 
 

@@ -106,6 +106,39 @@ def _identity(value: Any) -> Any:
     return id(value)
 
 
+def tensor_reader(
+    capture: FrameCapture, source: str, value: torch.Tensor
+) -> Callable[[str], Any] | None:
+    """Return what evaluates Dynamo's sources as they are now, for a tensor that has one; else None.
+
+    A tensor whose source does not lead to it is looked for among the attributes of the model's modules.
+    """
+    scope = _scope(capture)
+
+    def read(text: str) -> Any:
+        return eval(text, scope)
+
+    try:
+        if read(source) is value:
+            return read
+    except Exception:  # Dynamo's sources may name helpers of its own
+        pass
+    for _, module in _modules(capture.root):
+        for key, held in vars(module).items():
+            if held is value:
+                return _attribute_reader(module, key, source)
+    return None
+
+
+def _attribute_reader(module: torch.nn.Module, key: str, source: str) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        if text != source:
+            raise KeyError(text)
+        return getattr(module, key)
+
+    return read
+
+
 def _modules(root: Any) -> list[tuple[str, torch.nn.Module]]:
     return list(root.named_modules()) if isinstance(root, torch.nn.Module) else []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import CodeType
 from typing import Any, Literal
 
@@ -50,6 +50,7 @@ class GraphInput:
         names: every name of a tied weight.
         source: Dynamo's source of a constant, from which it is read again on rebind.
         value: the tensor of a weight or constant.
+        read: evaluates `source`, or a part of it, as it is now; None where that is not possible.
     """
 
     kind: Literal["symbol", "argument", "weight", "constant"]
@@ -59,6 +60,7 @@ class GraphInput:
     source: str = ""
     is_parameter: bool = False
     value: torch.Tensor | None = field(default=None, eq=False, repr=False)
+    read: Callable[[str], Any] | None = field(default=None, eq=False, repr=False)
 
 
 @frozen

@@ -1,4 +1,4 @@
-"""Bound plans: a graph's pieces with weights and callables attached, and the table that dispatches to them."""
+"""Bound plans: a graph's pieces with weights and callables attached, and the table that finds them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from intarsia.capture.graph import Graph
 from intarsia.compiling.boxes import PlannedBox
@@ -14,6 +14,7 @@ from intarsia.compiling.tasks import Outcome
 from intarsia.runtime.check import CheckedCallable
 from intarsia.runtime.source import bind_code, code_of
 from intarsia.runtime.stitch import Stitching
+from intarsia.runtime.weights import Conversions, check_weights, conversions
 from intarsia.split.canonical import CanonicalPiece
 from intarsia.split.partition import Partition
 
@@ -40,6 +41,7 @@ class Plan:
         pieces: the pieces that are called, by index.
         fixed: symbols that this graph was captured at exactly one size of.
         stitch: `(piece index -> takes one list) -> Stitching`.
+        root: the module whose weights are read by name.
     """
 
     graph: Graph
@@ -49,6 +51,8 @@ class Plan:
     fixed: Mapping[str, int]
     stitch: Callable[[Mapping[int, bool]], Stitching] = field(repr=False)
     title: str = "plan"
+    root: Any = field(default=None, repr=False)
+    conversions: Conversions = field(factory=Conversions, init=False, repr=False)
     _made: dict[frozenset[int], tuple[Stitching, Any]] = field(factory=dict, alias="_made", repr=False)
 
     def made(self) -> list[tuple[Stitching, Any]]:
@@ -60,8 +64,20 @@ class Plan:
         key = frozenset(index for index, takes_list in boxed.items() if takes_list)
         if key not in self._made:
             made = self.stitch(boxed)
+            self.conversions = conversions(self.graph, dict(made.weights))
+            made = _testing(made, self.conversions.tests)
             self._made[key] = (made, code_of(made.source, self.title))
         return self._made[key]
+
+
+def _testing(made: Stitching, tests: Sequence[str]) -> Stitching:
+    """Return a stitching that first tests whether weights were converted."""
+    if not tests:
+        return made
+    head, _, body = made.source.partition("\n")
+    names = ", ".join(name.partition("=")[0] for name in made.parameters)
+    test = " or ".join(tests)
+    return evolve(made, source=f"{head}\n    if {test}:\n        return _converted({names})\n{body}")
 
 
 @define
@@ -79,6 +95,8 @@ class BoundBox:
     name: str
     forward: Forward = field(init=False)
     on_checked: Callable[[], None] = field(default=lambda: None)
+    on_converted: Callable[[], None] = field(default=lambda: None)
+    weights: Sequence[Any] = field(default=(), init=False, repr=False)
     binds: int = 0
 
     def bind(self, weights: Sequence[Any]) -> None:
@@ -88,7 +106,9 @@ class BoundBox:
         boxed = {i: bool(getattr(f, "boxed_call", False)) for i, f in functions.items()}
         stitching, code = self.plan.stitched(boxed)
         names = {name: weights[i] for i, name in stitching.weights.items()}
-        values = {**stitching.space.values, **names}
+        tests = self.plan.conversions.values(self.plan.root, weights)
+        values = {**stitching.space.values, **names, **tests, "_converted": self._converted}
+        self.weights = weights
         plain = {stitching.pieces[i]: f for i, f in functions.items()}
         fast = bind_code(code, stitching.name, {**values, **plain})
         if self.check == "none":
@@ -98,8 +118,20 @@ class BoundBox:
             stitching.pieces[p.index]: self._checking(p, functions[p.index], boxed[p.index])
             for p in self.plan.pieces
         }
-        careful = bind_code(code, stitching.name, {**values, **checked})
+        careful = self._weighed(bind_code(code, stitching.name, {**values, **checked}), weights)
         self.forward = careful if self.check == "always" else self._first(careful, fast)
+
+    def _converted(self, *arguments: Any) -> Any:
+        """Bind anew, to the weights as they are now, and run."""
+        self.on_converted()
+        return self.forward(*arguments)
+
+    def _weighed(self, forward: Forward, weights: Sequence[Any]) -> Forward:
+        def weighed(*arguments: Any) -> Any:
+            check_weights(self.plan.graph, weights, self.name)
+            return forward(*arguments)
+
+        return weighed
 
     def _bound(self, piece: PlannedPiece, outcome: Outcome, weights: Sequence[Any]) -> Forward:
         function = outcome.result.callable

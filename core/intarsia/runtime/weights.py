@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from attrs import define, field, frozen
 from torch import fx
 from torch.nn.modules import module as module_hooks
 
@@ -23,15 +25,37 @@ def live_weights(graph: Graph, model: Any, name: str) -> list[Any]:
         ContractError: a weight is gone, is no longer tied, or has another shape, dtype, layout or
             device.
     """
+    root = module_of(model)
+    return [_live(entry, hole, root, name) for entry, hole in _entries(graph)]
+
+
+def check_weights(graph: Graph, weights: Sequence[Any], name: str) -> None:
+    """Compare bound tensors with what was captured; a conversion of a module re-types them in place.
+
+    Raises:
+        ContractError: a weight has another shape, dtype, layout or device.
+    """
+    for (entry, hole), value in zip(_entries(graph), weights, strict=True):
+        if value is not None:
+            _compare(value, nodes.value_of(hole), entry.name, name)
+
+
+def module_of(model: Any) -> Any:
+    """Return the module whose weights a model reads by name: itself, or what a method is bound to."""
+    owner = getattr(model, "__self__", None)
+    return owner if isinstance(owner, torch.nn.Module) else model
+
+
+def _entries(graph: Graph) -> list[tuple[GraphInput, fx.Node]]:
     holes = [n for n in graph.module.graph.nodes if n.op == "placeholder"]
-    return [
-        _live(entry, hole, model, name) for entry, hole in zip(graph.inputs, holes, strict=True)
-    ]
+    return list(zip(graph.inputs, holes, strict=True))
 
 
 def _live(entry: GraphInput, hole: fx.Node, model: Any, name: str) -> Any:
     if entry.kind == "constant":
-        return entry.value
+        value = _read_again(entry, name)
+        _compare(value, nodes.value_of(hole), entry.name, name)
+        return value
     if entry.kind != "weight":
         return None
     values = [_named(model, path, name) for path in entry.names]
@@ -75,18 +99,87 @@ def _error(name: str, path: str, what: str, why: str) -> ContractError:
     )  # fmt: skip
 
 
-def watch(model: Any, changed: Callable[[], None]) -> Callable[[], None]:
-    """Call `changed` whenever a parameter, buffer or submodule of a model is replaced.
+def _read_again(entry: GraphInput, name: str) -> Any:
+    if entry.read is None:
+        return entry.value
+    try:
+        value = entry.read(entry.source)
+    except Exception as error:
+        raise _error(name, entry.name, "is gone", f"{type(error).__name__}: {error}") from error
+    if not isinstance(value, torch.Tensor):
+        raise _error(name, entry.name, "is no tensor", f"it is {value!r}")
+    return value
 
-    Uses torch's public registration hooks, so calls of the model cost nothing. Returns what ends it.
+
+# ------------------------------------------------------------------------------------------ hooks
+
+
+def owners(graphs: Iterable[Graph], model: Any) -> list[torch.nn.Module]:
+    """Return the modules that own a captured tensor, or a module that does."""
+    root = module_of(model)
+    found = list(root.modules()) if isinstance(root, torch.nn.Module) else []
+    for graph in graphs:
+        for entry in graph.inputs:
+            if entry.kind == "constant" and entry.read is not None:
+                found += [m for m in _on_the_way(entry) if isinstance(m, torch.nn.Module)]
+    return list(dict.fromkeys(found))
+
+
+_TABLE = re.compile(r"\._(?:modules|parameters|buffers)\[")
+
+
+def _on_the_way(entry: GraphInput) -> Iterable[Any]:
+    for found in _TABLE.finditer(entry.source):
+        assert entry.read is not None
+        try:
+            yield entry.read(entry.source[: found.start()])
+        except Exception:  # it is gone, or named by a helper of Dynamo's
+            continue
+
+
+@frozen
+class Announced:
+    """A replacement that torch's hook announces before it is made.
+
+    Attributes:
+        before: what was there, as long as the replacement is not made.
     """
-    if not isinstance(model, torch.nn.Module):
+
+    module: torch.nn.Module
+    name: str
+    before: Any
+    value: Any
+
+    def is_made(self) -> bool:
+        """Say whether the module has another object than before, or has the announced one."""
+        now = _held(self.module, self.name)
+        return now is self.value or now is not self.before
+
+
+def _held(module: torch.nn.Module, name: str) -> Any:
+    for table in (module._parameters, module._buffers, module._modules):
+        if name in table:
+            return table[name]
+    return None
+
+
+def watch(
+    modules: Iterable[torch.nn.Module], changed: Callable[[Announced], None]
+) -> Callable[[], None]:
+    """Call `changed` whenever a parameter, buffer or submodule of some modules is replaced.
+
+    Uses torch's public registration hooks, so calls of the model cost nothing. They run *before* the
+    replacement. Returns what ends it.
+    """
+    watched = weakref.WeakSet(modules)
+    if not watched:
         return lambda: None
-    watched = weakref.WeakSet(model.modules())
 
     def hook(module: torch.nn.Module, name: str, value: Any) -> None:
         if module in watched:
-            changed()
+            if isinstance(value, torch.nn.Module):
+                watched.update(value.modules())
+            changed(Announced(module, name, _held(module, name), value))
 
     handles: Sequence[Any] = (
         module_hooks.register_module_parameter_registration_hook(hook),
@@ -99,3 +192,67 @@ def watch(model: Any, changed: Callable[[], None]) -> Callable[[], None]:
             handle.remove()
 
     return stop
+
+
+# ---------------------------------------------------------------------------- what no hook tells
+
+
+@define
+class Conversions:
+    """The tests at the start of a forward for `module.half()`, `.double()`, `.to(...)`.
+
+    They replace buffers and re-type parameters in place, and torch calls no hook. A buffer is compared
+    with what its module holds; of each module's parameters one stands for all that it owns.
+
+    Attributes:
+        tests: the expression of each test, true where something was converted.
+        reads: name -> (placeholder index, path) of the table of buffers that a test reads.
+        facts: the dtypes that tests name.
+    """
+
+    tests: list[str] = field(factory=list)
+    reads: dict[str, tuple[int, str]] = field(factory=dict)
+    facts: dict[str, Any] = field(factory=dict)
+
+    def values(self, root: Any, weights: Sequence[Any]) -> dict[str, Any]:
+        """Return what the tests' names are bound to, for the present weights."""
+        found = dict(self.facts)
+        for name, (index, path) in self.reads.items():
+            key = path.rpartition(".")[2]
+            table = _buffers(root, path)
+            found[name] = table if table.get(key) is weights[index] else {key: weights[index]}
+        return found
+
+
+def conversions(graph: Graph, names: dict[int, str]) -> Conversions:
+    """Return the tests for the weights of a graph; `names` are their variables, by placeholder index."""
+    made = Conversions()
+    seen: set[tuple[str, Any]] = set()
+    for index, (entry, hole) in enumerate(_entries(graph)):
+        if index not in names:
+            continue
+        variable, recorded = names[index], nodes.value_of(hole)
+        path = entry.names[0] if entry.names else entry.source
+        if entry.kind == "weight" and not entry.is_parameter:
+            table = f"_buffers_{index}"
+            made.reads[table] = (index, path)
+            made.tests.append(f"{table}.get({path.rpartition('.')[2]!r}) is not {variable}")
+        owner = path.rpartition(".")[0] if entry.names else path.rpartition("[")[0]
+        if (owner, recorded.dtype) in seen or not entry.is_parameter:
+            continue
+        fact = f"_{dtype_name(recorded.dtype)}"
+        if not seen:  # a module is moved as a whole
+            made.tests.append(f"{variable}.device != _device")
+            made.facts["_device"] = recorded.device
+        seen.add((owner, recorded.dtype))
+        made.facts[fact] = recorded.dtype
+        made.tests.append(f"{variable}.dtype is not {fact}")
+    return made
+
+
+def _buffers(root: Any, path: str) -> dict[str, Any]:
+    try:
+        tables: dict[str, Any] = root.get_submodule(path.rpartition(".")[0])._buffers
+    except AttributeError:
+        return {}
+    return tables
