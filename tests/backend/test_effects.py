@@ -90,7 +90,8 @@ def test_writes_to_an_argument_read_what_was_there_before(function: Callable[...
         assert plain(result) == plain(expected)
         assert plain(mine) == plain(wanted)
         if function is swap:
-            assert mine["a"] is tensors["b"] and mine["b"] is tensors["a"]
+            assert mine["a"] is tensors["b"]
+            assert mine["b"] is tensors["a"]
         if isinstance(expected, dict):
             assert (result is mine) == (expected is wanted)
             assert (result is mine.get("new")) == (expected is wanted.get("new"))

@@ -126,8 +126,9 @@ class Template:
 
     Attributes:
         kind: "value" (the graph's output `ref`), "argument" (a path in `ref`, as it was before the call),
-            "written" (a path in `ref` after the call's writes), "weight" (a qualified name in `ref`), "constant" (`ref` itself), or a container: "list", "tuple", "dict",
-            "namedtuple", "dataclass", "mapping", "object".
+            "written" (a path in `ref` after the call's writes), "weight" (a qualified name in `ref`),
+            "constant" (`ref` itself), or a container: "list", "tuple", "dict", "namedtuple",
+            "dataclass", "mapping", "object".
         cls: the container's class, where it is not a builtin.
         parts: (key, template) of a container's parts.
     """
