@@ -140,6 +140,13 @@ def tracing_lock() -> contextlib.AbstractContextManager[Any]:
     return compile_lock
 
 
+def reset_tracer() -> None:
+    """Make Dynamo forget everything, as for a benchmark that starts afresh."""
+    import torch._dynamo
+
+    torch._dynamo.reset()
+
+
 def capture_frame(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FrameCapture:
     """Trace one call of a model or function as a single graph, without running it.
 
@@ -641,6 +648,17 @@ def is_higher_order(target: Any) -> bool:
 def higher_order_by_name(name: str) -> Any:
     """Return the higher-order operator of a name, or None."""
     return getattr(torch.ops.higher_order, name, None)
+
+
+def is_overload(target: Any) -> bool:
+    """Say whether a target is one overload of an operator."""
+    return isinstance(target, torch._ops.OpOverload)
+
+
+def schemas_of(target: Any) -> list[Any]:
+    """Return the schema of an overload, or those of all overloads of a packet."""
+    overloads = [target] if is_overload(target) else packet_overloads(target)
+    return [overload._schema for overload in overloads]
 
 
 def packet_overloads(packet: Any) -> list[Any]:

@@ -120,11 +120,8 @@ def _mutated_by_schema(node: fx.Node) -> list[fx.Node]:
     target: Any = node.target
     if torch_compat.is_higher_order(target):
         return []
-    schemas = [target._schema] if isinstance(target, torch._ops.OpOverload) else [
-        overload._schema for overload in torch_compat.packet_overloads(target)
-    ]  # fmt: skip
     found: list[fx.Node] = []
-    for schema in schemas:
+    for schema in torch_compat.schemas_of(target):
         for index, argument in enumerate(schema.arguments):
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
@@ -172,11 +169,12 @@ def _is_view_index(node: fx.Node) -> bool:
 
 
 def _is_view_operator(target: Any) -> bool:
-    if not isinstance(target, torch._ops.OpOverload):
+    if not torch_compat.is_overload(target):
         return False
     if torch_compat.operation_name(target) in ("aten::sym_size.int", "aten::sym_stride.int"):
         return True
-    returns = target._schema.returns
+    (schema,) = torch_compat.schemas_of(target)
+    returns = schema.returns
     return bool(returns) and all(
         r.alias_info is not None and not r.alias_info.is_write for r in returns
     )

@@ -97,10 +97,11 @@ def _stock(target: Target, options: Namespace, told: Progress) -> list[Way]:
     if options.no_stock:
         return []
     import torch
-    import torch._dynamo
+
+    from intarsia import torch_compat
 
     told.step(f"{STOCK}: compiling")
-    torch._dynamo.reset()
+    torch_compat.reset_tracer()
     compiled = torch.compile(target.model)
     return [_first_call(STOCK, target, lambda: _on(compiled), _mark_dynamic)]
 
