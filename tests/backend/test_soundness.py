@@ -41,8 +41,10 @@ def test_sizes_below_a_slice_give_eagers_shapes(
 ) -> None:
     compiled = intarsia.compile(
         function, args=(torch.randn(7, 4),), dynamic={"x": {0: "n"}}, boxes={"n": [16]},
-        uncovered="eager", compilers=[compiler],
+        uncovered="eager", compilers=[compiler, "eager"],
     )  # fmt: skip
+    # torch 2.11 cannot lower such a slice size-obliviously: Inductor fails, eager takes over and says so.
+    assert compiled.report.fallbacks == 0 or torch.__version__.startswith("2.11")
     for n in (8, 1, 2, 3, 5, 16):
         x = torch.randn(n, 4)
         assert_same(compiled(x), function(x))
