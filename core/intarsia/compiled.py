@@ -15,7 +15,7 @@ from intarsia.capture.graph import ArgumentTree, Graph
 from intarsia.errors import ContractError
 from intarsia.report.events import EventStream
 from intarsia.report.records import Report
-from intarsia.runtime.bound import BoundBox, Dispatcher
+from intarsia.runtime.bound import BoundBox, Dispatcher, close_callable
 from intarsia.runtime.contract import Entry, TensorContract, diagnose, relayout
 from intarsia.runtime.source import compile_source
 from intarsia.runtime.weights import Announced, live_weights, owners, watch
@@ -194,15 +194,37 @@ class Compiled(torch.nn.Module):
         self._engine.compare_values()
         self._engine.rebind()
 
+    def __deepcopy__(self, memo: Any) -> Compiled:
+        """Refuse: the copy would run on the original's weights.
+
+        Raises:
+            ContractError: always.
+        """
+        raise ContractError(
+            f"{self._engine.name} cannot be copied or pickled",
+            why="its pieces are bound to this model's weights and to this process",
+            next_step="Copy or save the model itself (compiled.module), and compile that.",
+            subject=self._engine.name,
+        )
+
+    def __copy__(self) -> Compiled:
+        """Refuse, as `__deepcopy__` does."""
+        return self.__deepcopy__({})
+
+    def __reduce_ex__(self, _protocol: Any) -> Any:
+        """Refuse, as `__deepcopy__` does."""
+        return self.__deepcopy__({})
+
     def close(self) -> None:
         """Let go of what the model holds beside its weights; a later call raises."""
         self._finalizer()
         name = self._engine.name
-        for box in self._engine.dispatcher.boxes:
-            for outcome in box.outcomes.values():
-                close = getattr(outcome.result.callable, "close", None)
-                if close is not None:
-                    close()
+        boxes = self._engine.dispatcher.boxes
+        for box in boxes:
+            box.close()
+        shared = {id(o.result.callable): o.result.callable for b in boxes for o in b.outcomes.values()}
+        for function in shared.values():  # equal pieces share one
+            close_callable(function)
         self.__dict__["_call"] = _closed(name)
 
     # -- the model's own face

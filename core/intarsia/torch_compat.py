@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import CodeType, FunctionType
 from typing import Any
@@ -147,6 +148,12 @@ def reset_tracer() -> None:
     torch._dynamo.reset()
 
 
+def holds_tracing_lock() -> bool:
+    """Say whether this thread has the tracing lock, as it has while torch.compile calls our backend."""
+    lock: Any = tracing_lock()
+    return bool(lock._is_owned())
+
+
 def capture_frame(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FrameCapture:
     """Trace one call of a model or function as a single graph, without running it.
 
@@ -185,19 +192,33 @@ def capture_frame(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     )
 
 
+_allowed: dict[int, int] = {}
+_allowed_lock = threading.Lock()
+
+
 @contextlib.contextmanager
 def allowed_in_graph(functions: Sequence[Callable[..., Any]]) -> Iterator[None]:
-    """Let Dynamo put calls of some functions into graphs as they are, and forget it afterwards."""
+    """Let Dynamo put calls of some functions into graphs as they are, and forget it afterwards.
+
+    Dynamo's marks are process-wide, so they stay until the last of several threads is done.
+    """
     import torch._dynamo
     from torch._dynamo import trace_rules
 
-    for function in functions:
-        torch._dynamo.allow_in_graph(function)
+    with _allowed_lock:
+        for function in functions:
+            users = _allowed[id(function)] = _allowed.get(id(function), 0) + 1
+            if users == 1:
+                torch._dynamo.allow_in_graph(function)
     try:
         yield
     finally:
-        for function in functions:
-            trace_rules._allowed_callable_ids.remove(id(function))
+        with _allowed_lock:
+            for function in functions:
+                _allowed[id(function)] -= 1
+                if not _allowed[id(function)]:
+                    del _allowed[id(function)]
+                    trace_rules._allowed_callable_ids.remove(id(function))
 
 
 def makes_unbacked(node: torch.fx.Node) -> bool:

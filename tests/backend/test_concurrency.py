@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -204,3 +207,79 @@ def test_a_model_without_modules_hooks_leaves_none_behind() -> None:
 
     gc.collect()
     assert count() == before, "a compiled model that is dropped takes its hooks along"
+
+
+def test_generated_source_goes_with_its_model() -> None:
+    import gc
+    import linecache
+
+    def count() -> int:
+        return sum(name.startswith("<intarsia") for name in linecache.cache)
+
+    gc.collect()
+    before = count()
+    compiled = intarsia.compile(by_name("consumers").build(), args=(randn(6, 4),), compilers=["eager"])
+    compiled(randn(6, 4))
+    assert count() > before, "tracebacks show its lines"
+    compiled.close()
+    del compiled
+    gc.collect()
+    assert count() == before
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_compiled_model_is_not_copied(copied: Callable[[Any], Any]) -> None:
+    for model in (nn.Linear(4, 4), torch.fx.symbolic_trace(nn.Linear(4, 4))):
+        compiled = intarsia.compile(model, args=(randn(6, 4),), compilers=["eager"])
+        with pytest.raises(intarsia.ContractError, match="copied or pickled"):
+            copied(compiled)
+
+
+def test_marks_for_tracing_stay_until_the_last_user_is_done() -> None:
+    from torch._dynamo import trace_rules
+
+    from intarsia.torch_compat import allowed_in_graph
+
+    def function() -> None:
+        pass
+
+    with allowed_in_graph([function]):
+        with allowed_in_graph([function]):
+            pass
+        assert id(function) in trace_rules._allowed_callable_ids
+    assert id(function) not in trace_rules._allowed_callable_ids
+
+
+def test_models_of_equal_blocks_are_traced_by_regions_in_every_thread() -> None:
+    def warnings(seed: int) -> list[str]:
+        model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3 + seed)))
+        compiled = intarsia.compile(model, args=(randn(6, 4),), compilers=["eager"])
+        return list(compiled.report.warnings)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(warnings, range(4), timeout=300)) == [[]] * 4
+
+
+def test_a_compilers_factory_may_build_another_compiler() -> None:
+    from intarsia.compiling.instances import instance
+    from intarsia.interfaces import CompilerSpec
+
+    inner = CompilerSpec("inner", "1", lambda *_: object())  # type: ignore[arg-type,return-value]
+    outer = CompilerSpec("outer", "1", lambda *_: instance(inner, {}, None))  # type: ignore[arg-type,return-value]
+    thread = threading.Thread(target=instance, args=(outer, {}, None), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_compilers_are_closed_when_the_interpreter_exits() -> None:
+    code = (
+        "from intarsia.compiling.instances import instance\n"
+        "from intarsia.interfaces import CompilerSpec\n"
+        "class C:\n"
+        "    def close(self): print('closed')\n"
+        "spec = CompilerSpec('c', '1', lambda *_: C())\n"
+        "instance(spec, {}, None), instance(spec, {}, None)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["closed"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import threading
 from collections.abc import Mapping
@@ -22,8 +24,16 @@ class Instance:
     lock: threading.Lock = field(factory=threading.Lock)
 
 
+@define
+class _Place:
+    """Where one instance is kept, and the lock under which it is built."""
+
+    instance: Instance | None = None
+    lock: threading.RLock = field(factory=threading.RLock)
+
+
 _lock = threading.Lock()
-_built: dict[tuple[Any, ...], Instance] = {}
+_places: dict[tuple[Any, ...], _Place] = {}
 
 
 def instance(spec: CompilerSpec, options: Mapping[str, Any], device: int | None) -> Instance:
@@ -31,15 +41,29 @@ def instance(spec: CompilerSpec, options: Mapping[str, Any], device: int | None)
     factory = resolve_reference(spec.factory, owner=f'compiler "{spec.name}"')
     key = (spec.name, spec.version, factory, _frozen(options), device)
     with _lock:
-        found = _built.get(key)
-        if found is None:
-            found = _built[key] = Instance(factory(dict(options), device))
-        return found
+        place = _places.setdefault(key, _Place())
+    with place.lock:  # of its own: a factory may build another compiler
+        if place.instance is None:
+            place.instance = Instance(factory(dict(options), device))
+        return place.instance
 
 
 def built_for(host: Host, spec: CompilerSpec, device: int | None) -> Instance:
     """Return the compiler of a spec with the options that a host's config gives it."""
     return instance(spec, host.options(spec), device)
+
+
+@atexit.register
+def close_all() -> None:
+    """Close every instance, at the interpreter's exit: models share them, so none of them may do it."""
+    with _lock:
+        places = list(_places.values())
+        _places.clear()
+    for place in places:
+        close = getattr(place.instance and place.instance.compiler, "close", None)
+        if close is not None:
+            with contextlib.suppress(Exception):  # nobody is left to tell
+                close()
 
 
 def _frozen(options: Mapping[str, Any]) -> str:

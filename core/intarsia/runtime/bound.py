@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -80,6 +81,22 @@ def _testing(made: Stitching, tests: Sequence[str]) -> Stitching:
     return evolve(made, source=f"{head}\n    if {test}:\n        return _converted({names})\n{body}")
 
 
+class _Lease:
+    """Lives as long as a generated function that uses the bound callables, also where it still runs."""
+
+
+def _close_all(functions: Sequence[Forward]) -> None:
+    for function in functions:
+        close_callable(function)
+
+
+def close_callable(function: Any) -> None:
+    """Call `close()` of a compiled piece, if it has one."""
+    close = getattr(function, "close", None)
+    if close is not None:
+        close()
+
+
 @define
 class BoundBox:
     """A plan bound for one box: the pieces' callables, bound to the weights.
@@ -97,6 +114,7 @@ class BoundBox:
     on_checked: Callable[[], None] = field(default=lambda: None)
     on_converted: Callable[[], None] = field(default=lambda: None)
     weights: Sequence[Any] = field(default=(), init=False, repr=False)
+    _release: Callable[[], Any] = field(default=lambda: None, init=False, repr=False)
     binds: int = 0
 
     def bind(self, weights: Sequence[Any]) -> None:
@@ -107,7 +125,11 @@ class BoundBox:
         stitching, code = self.plan.stitched(boxed)
         names = {name: weights[i] for i, name in stitching.weights.items()}
         tests = self.plan.conversions.values(self.plan.root, weights)
-        values = {**stitching.space.values, **names, **tests, "_converted": self._converted}
+        lease = _Lease()
+        values = {**stitching.space.values, **names, **tests, "_converted": self._converted,
+                  "_lease": lease}  # fmt: skip
+        own = [f for i, f in functions.items() if f is not self.outcomes[i].result.callable]
+        self._release = weakref.finalize(lease, _close_all, own)
         self.weights = weights
         plain = {stitching.pieces[i]: f for i, f in functions.items()}
         fast = bind_code(code, stitching.name, {**values, **plain})
@@ -120,6 +142,10 @@ class BoundBox:
         }
         careful = self._weighed(bind_code(code, stitching.name, {**values, **checked}), weights)
         self.forward = careful if self.check == "always" else self._first(careful, fast)
+
+    def close(self) -> None:
+        """Close what `bind` made. What an earlier `bind` made was closed when its last call was done."""
+        self._release()
 
     def _converted(self, *arguments: Any) -> Any:
         """Bind anew, to the weights as they are now, and run."""

@@ -11,8 +11,10 @@ import linecache
 import math
 import operator
 import re
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
+from types import CodeType
 from typing import Any
 
 import torch
@@ -229,14 +231,18 @@ def code_of(source: str, title: str) -> Any:
     """Compile source, and let tracebacks show its lines."""
     filename = f"<intarsia {title} {next(_SERIAL)}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
-    return compile(source, filename, "exec")
+    code = compile(source, filename, "exec")
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):  # the function's, which lives as long as anything that runs it
+            weakref.finalize(inner, linecache.cache.pop, filename, None).atexit = False
+    return code
 
 
 def bind_code(code: Any, name: str, values: Mapping[str, Any]) -> Callable[..., Any]:
     """Return the function `name` of compiled source, with names bound."""
     scope: dict[str, Any] = dict(values)
     exec(code, scope)
-    function: Callable[..., Any] = scope[name]
+    function: Callable[..., Any] = scope.pop(name)  # else it would be in a cycle with its own globals
     return function
 
 
