@@ -16,7 +16,7 @@ from intarsia.errors import ContractError
 from intarsia.report.events import EventStream
 from intarsia.report.records import Report
 from intarsia.runtime.bound import BoundBox, Dispatcher, close_callable
-from intarsia.runtime.contract import Entry, TensorContract, diagnose, relayout
+from intarsia.runtime.contract import Entry, Memory, TensorContract, diagnose, relayout
 from intarsia.runtime.source import compile_source
 from intarsia.runtime.weights import Announced, live_weights, owners, watch
 
@@ -41,6 +41,7 @@ class Engine:
     make_explanation: Callable[[bool], str]
     stale: bool = False
     _lock: threading.RLock = field(factory=threading.RLock, alias="_lock", repr=False)
+    _memory: Memory | None = field(default=None, alias="_memory", repr=False)
     _announced: list[Announced] = field(factory=list, alias="_announced", repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -57,6 +58,7 @@ class Engine:
             **self.entry.space.values,
             "_table": self.dispatcher.table, "_miss": self._miss, "_refuse": self._refuse,
             "_relayout": self._relayout, "_compare_values": self.compare_values,
+            "_own_weight": self._own_weight,
         }  # fmt: skip
         return compile_source(self.entry.source, "call", values, f"{self.name} entry")
 
@@ -69,7 +71,25 @@ class Engine:
         return found
 
     def _refuse(self, **call: Any) -> Any:
-        raise diagnose(self.name, self.tree, self.tensors, call)
+        raise diagnose(self.name, self.tree, self.tensors, call, self.weights())
+
+    def weights(self) -> list[tuple[str, torch.Tensor]]:
+        """Return the tensors that the plans are bound to, by name."""
+        found = {
+            id(weight): (entry.name, weight) for box in self.dispatcher.boxes
+            for entry, weight in zip(box.plan.graph.inputs, box.weights, strict=True)
+            if isinstance(weight, torch.Tensor)
+        }  # fmt: skip
+        return list(found.values())
+
+    def _own_weight(self, written: Sequence[torch.Tensor]) -> bool:
+        """Say whether one of the tensors that a call writes to lies in a weight's memory."""
+        if self.stale:
+            self.rebind()
+        memory = self._memory
+        if memory is None:
+            memory = self._memory = Memory.of([weight for _, weight in self.weights()])
+        return any(map(memory.holds, written))
 
     def _relayout(self, tensor: torch.Tensor, path: str, stride: Any = None) -> torch.Tensor:
         made = relayout(tensor, stride)
@@ -102,6 +122,7 @@ class Engine:
         if announced is not None:
             self._announced.append(announced)
         self.stale = True
+        self._memory = None
         self.dispatcher.forget()
 
     def _converted(self) -> None:
@@ -116,6 +137,7 @@ class Engine:
         """
         with self._lock:
             self.stale = False
+            self._memory = None
             waiting = [one for one in tuple(self._announced) if not one.is_made()]
             self._announced[:] = waiting
             try:

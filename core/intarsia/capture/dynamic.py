@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import keyword
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,6 +47,7 @@ def named_dims(dynamic: Dynamic, arguments: Mapping[str, Any]) -> list[NamedDim]
             )
         path, tensor = tensors[key]
         for dim, name in dims.items():
+            _check_name(argument, str(name))
             found.append(NamedDim(path, _checked_dim(argument, int(dim), tensor), str(name)))
     return found
 
@@ -57,6 +59,16 @@ def _tensors(arguments: Mapping[str, Any]) -> list[tuple[Path, torch.Tensor]]:
         for path, value in walk(argument, Path(root))
         if isinstance(value, torch.Tensor)
     ]
+
+
+def _check_name(argument: str, name: str) -> None:
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise ConfigError(
+            f'dynamic gives a dimension of "{argument}" the name "{name}"',
+            why="a symbol's name must be a Python identifier, since conditions are written with it",
+            next_step='Use letters, digits and underscores: "batch_size".',
+            subject=name,
+        )
 
 
 def _checked_dim(argument: str, dim: int, tensor: torch.Tensor) -> int:

@@ -23,6 +23,7 @@ _VALUE_GUARDS = {
     "TYPE_MATCH", "DICT_KEYS_MATCH", "MODULE_MATCH", "NN_MODULE", "HASATTR", "LIST_LENGTH",
     "TUPLE_ITERATOR_LEN",
 }  # fmt: skip
+_FUNCTION_GUARDS = ("ID_MATCH", "CLOSURE_MATCH", "FUNCTION_MATCH", "BUILTIN_MATCH")
 _LENGTHS = {"SEQUENCE_LENGTH", "DICT_LENGTH", "LIST_LENGTH", "DICT_KEYS_MATCH"}
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device,
           torch.layout, torch.memory_format, enum.Enum)  # fmt: skip
@@ -35,7 +36,7 @@ class FrozenValue:
     Attributes:
         source: where it came from, as Python ("L['self'].scale").
         label: the same for a reader ("self.scale").
-        value: a plain value, a length, or the tuple of a dict's keys.
+        value: a plain value, a length, the tuple of a dict's keys, or the name of a function.
         read: gets it again from the live objects.
     """
 
@@ -50,7 +51,9 @@ class FrozenValue:
             now = self.read()
         except (AttributeError, KeyError, IndexError, TypeError) as error:
             return self.value, f"<gone: {error}>"
-        same = type(now) is type(self.value) and (now == self.value or now != now)
+        same = type(now) is type(self.value) and (
+            now == self.value or (now != now and self.value != self.value)
+        )
         return None if same else (self.value, now)
 
 
@@ -64,8 +67,12 @@ def frozen_values(capture: FrameCapture) -> tuple[list[FrozenValue], list[str]]:
         if not source or not outside_arguments(source, capture):
             continue
         if kind not in _VALUE_GUARDS:
-            if kind in ("ID_MATCH", "CLOSURE_MATCH", "FUNCTION_MATCH") and source not in found:
-                opaque.append(label_of(source, root_name))
+            if kind in _FUNCTION_GUARDS and source not in found:
+                function = _freeze_function(source, scope, root_name)
+                if function is not None:
+                    found[source] = function
+                else:
+                    opaque.append(label_of(source, root_name))
             continue
         entry = _freeze(source, kind, scope, root_name)
         if entry is not None:
@@ -219,6 +226,32 @@ def _freeze(
     if not _is_plain(value):
         return None
     return FrozenValue(source, label_of(source, root_name), value, get)
+
+
+def _freeze_function(source: str, scope: dict[str, Any], root_name: str) -> FrozenValue | None:
+    """Freeze a function or class, which is compared by identity; None for any other value."""
+    code = _compiled(source)
+    if code is None:
+        return None
+    try:
+        value, again = eval(code, scope), eval(code, scope)
+    except Exception:  # Dynamo's sources may name helpers of its own
+        return None
+    wanted = _identity(value)
+    if not callable(value) or isinstance(value, torch.nn.Module) or _identity(again) != wanted:
+        return None
+    name, kept = _function_name(value), value  # kept alive: its id must not be given to another one
+
+    def read() -> str:
+        now = eval(code, scope)
+        same = now is kept or _identity(now) == wanted
+        return name if same else f"another one, {_function_name(now)}"
+
+    return FrozenValue(source, label_of(source, root_name), name, read)
+
+
+def _function_name(value: Any) -> str:
+    return str(getattr(value, "__qualname__", None) or _type_name(value))
 
 
 def _compiled(source: str) -> Any:

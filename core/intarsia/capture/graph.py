@@ -88,12 +88,16 @@ class ArgumentTree:
             have the same length or keys, objects to have the same class.
         tensors: paths of all tensors, used by the graph or not.
         same: groups of paths that were one tensor object.
+        subclasses: (path, exact type) of tensors that are neither a plain Tensor nor a Parameter.
+        autocast: device type -> the dtype of `torch.autocast` while capturing, None where it was off.
     """
 
     parameters: tuple[Parameter, ...]
     values: tuple[tuple[Path, Expected], ...]
     tensors: tuple[Path, ...]
     same: tuple[tuple[Path, ...], ...] = ()
+    subclasses: tuple[tuple[Path, type], ...] = ()
+    autocast: tuple[tuple[str, torch.dtype | None], ...] = ()
 
 
 @frozen

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, MutableSet, Sequence
 from typing import Any
 
 import torch
@@ -197,6 +199,7 @@ class _Reader:
         self.env = frame.fake_mode.shape_env
         self.holes = [n for n in frame.module.graph.nodes if n.op == "placeholder"]
         self.weights = _named_tensors(frame.root)
+        self.kinds = {p.name: p.kind for p in call.parameters}
         self.paths: dict[int, Path] = {}
         for path, value in argument_values(call):
             if isinstance(value, torch.Tensor):
@@ -336,25 +339,41 @@ class _Reader:
     def _arguments(self) -> ArgumentTree:
         values: list[tuple[Path, Expected]] = []
         tensors: list[Path] = []
+        subclasses: list[tuple[Path, type]] = []
         same: dict[int, list[Path]] = {}
         for path, value in argument_values(self.call):
             if isinstance(value, torch.Tensor):
                 tensors.append(path)
+                if type(value) not in (torch.Tensor, torch.nn.Parameter):
+                    subclasses.append((path, type(value)))
                 same.setdefault(id(value), []).append(path)
             else:
                 values.extend((path, e) for e in self._expected(path, value))
         groups = tuple(tuple(paths) for paths in same.values() if len(paths) > 1)
-        return ArgumentTree(self.call.parameters, tuple(values), tuple(tensors), groups)
+        return ArgumentTree(self.call.parameters, tuple(values), tuple(tensors), groups,
+                            tuple(subclasses), self._autocast())  # fmt: skip
+
+    def _autocast(self) -> tuple[tuple[str, torch.dtype | None], ...]:
+        kinds = {value.device.type for value in map(nodes.value_of, self.holes)
+                 if isinstance(value, torch.Tensor)}  # fmt: skip
+        return tuple(
+            (kind, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None)
+            for kind in sorted(kinds) if torch.amp.is_autocast_available(kind)
+        )  # fmt: skip
 
     def _expected(self, path: Path, value: Any) -> list[Expected]:
         if path.steps and path.steps[-1][0] == "." and not self._was_read(path):
             return []  # an attribute of an object that tracing never looked at may be anything
         if is_scalar(value) or is_opaque(value):
-            return [Expected("equal", value)]
+            changes = isinstance(value, MutableSet | bytearray | array)
+            return [Expected("equal", copy.copy(value) if changes else value)]
+        # Python itself makes the containers of *args and **kwargs.
+        made = not path.steps and self.kinds.get(path.root) in ("args", "kwargs")
+        kind = [] if made else [Expected("class", type(value))]
         if isinstance(value, Mapping):
-            return [Expected("keys", tuple(value))]
+            return [*kind, Expected("keys", tuple(value))]
         if isinstance(value, list | tuple):
-            return [Expected("length", len(value))]
+            return [*kind, Expected("length", len(value))]
         return [Expected("class", type(value))]
 
     def _was_read(self, path: Path) -> bool:

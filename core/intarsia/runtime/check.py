@@ -107,14 +107,15 @@ class CheckedCallable:
             return
         if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.numel():
             return
-        if any(isinstance(s, str) and n == 1 for s, n in zip(info.shape, value.shape, strict=True)):
+        if 1 in value.shape:
             return  # at size 1 a copy may legally be a view: reshape and contiguous look for it
-        own = value.untyped_storage().data_ptr()
+        own = _memory(value)
         for index, other in enumerate(inputs):
-            if isinstance(other, torch.Tensor) and other.layout == torch.strided:
-                if other.numel() and other.untyped_storage().data_ptr() == own:
-                    raise self._error(f"{what} shares memory with input {index}", "memory of its own",
-                                      "an alias")  # fmt: skip
+            if not isinstance(other, torch.Tensor) or other.layout != torch.strided:
+                continue
+            if own and other.numel() and _memory(other) == own:
+                raise self._error(f"{what} shares memory with input {index}", "memory of its own",
+                                  "an alias")  # fmt: skip
 
     def _number(self, size: int | str, symbols: Mapping[str, int]) -> int | None:
         if isinstance(size, int):
@@ -139,6 +140,13 @@ class CheckedCallable:
             "compilers.",
             subject=self.name,
         )
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:  # a subclass around other tensors
+        return 0
 
 
 def _agree(wanted: tuple[int | None, ...], actual: tuple[int, ...]) -> bool:

@@ -7,11 +7,15 @@ does not fit leaves through one slow path, which finds out what it was.
 
 from __future__ import annotations
 
+import builtins
+import math
+import re
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from intarsia import torch_compat
 from intarsia.capture import nodes
@@ -30,7 +34,7 @@ class TensorContract:
         shape: ints, or expressions over the symbols.
         contiguous: whether it was contiguous; if not, its strides are compared.
         mutated: whether the graph writes to it, so that it can never be copied into another layout.
-        symbols: dimension -> the symbol whose value is read from it.
+        subclass: its exact type, where that is neither Tensor nor Parameter.
     """
 
     path: Path
@@ -40,7 +44,22 @@ class TensorContract:
     stride: tuple[int | str, ...]
     contiguous: bool
     mutated: bool
-    strided: bool = True
+    layout: torch.layout = torch.strided
+    subclass: type | None = None
+
+    @property
+    def strided(self) -> bool:
+        """Whether it has strides."""
+        return self.layout is torch.strided
+
+    @property
+    def bits(self) -> tuple[str, ...]:
+        """The lazy bits that such a tensor can have, as torch's methods that tell."""
+        if not self.strided:
+            return ()
+        if self.dtype.is_complex:
+            return "is_conj", "is_neg"
+        return ("is_neg",) if self.dtype.is_floating_point else ()
 
 
 def tensor_contracts(
@@ -52,6 +71,7 @@ def tensor_contracts(
     """
     found: dict[str, TensorContract] = {}
     for graph in graphs:
+        subclasses = dict(graph.arguments.subclasses) if graph.arguments is not None else {}
         holes = [n for n in graph.module.graph.nodes if n.op == "placeholder"]
         for hole, entry in zip(holes, graph.inputs, strict=True):
             if entry.kind != "argument" or str(entry.path) in found:
@@ -67,7 +87,8 @@ def tensor_contracts(
             found[key] = TensorContract(
                 entry.path, value.dtype, value.device, shape,
                 tuple(size_of(s, graph.names) for s in value.stride()) if strided else (),
-                strided and torch_compat.is_contiguous(value), key in mutated, strided,
+                strided and torch_compat.is_contiguous(value), key in mutated, value.layout,
+                subclasses.get(entry.path),
             )  # fmt: skip
     return list(found.values())
 
@@ -103,9 +124,10 @@ class _EntryWriter:
         signature = _signature(self.tree.parameters, self.space)
         refuse = f"return _refuse({', '.join(f'{r}={r}' for r in roots)})"
         self._values(refuse)
+        self._autocast(refuse)
         names = self._tensors(refuse)
+        self._same(names, refuse)  # before anything is copied
         self._sizes(names, refuse)
-        self._same(names, refuse)
         self._run(names, roots)
         text = "\n    ".join(self.lines)
         return Entry(
@@ -116,35 +138,51 @@ class _EntryWriter:
     def _values(self, refuse: str) -> None:
         tests = [t for path, expected in self.tree.values for t in self._value(path, expected)]
         used = {str(t.path) for t in self.tensors}
-        tests += [f"not isinstance({p}, _Tensor)" for p in map(str, self.tree.tensors)
+        tests += [f"not _isinstance({p}, _Tensor)" for p in map(str, self.tree.tensors)
                   if p not in used]  # fmt: skip
         if tests:
-            self.space.values["_Tensor"] = torch.Tensor
             self._guarded(tests, refuse)
+
+    def _autocast(self, refuse: str) -> None:
+        tests = []
+        for kind, dtype in self.tree.autocast:
+            if dtype is None:
+                tests.append(f"_autocast({kind!r})")
+            else:
+                wanted = self.space.bind(dtype, dtype_name(dtype))
+                tests += [f"not _autocast({kind!r})", f"_autocast_dtype({kind!r}) is not {wanted}"]
+        if tests:
+            self.lines += [f"if {' or '.join(tests)}:", f"    {refuse}"]
 
     def _guarded(self, tests: Sequence[str], refuse: str) -> None:
         # Looking into an argument that is something else entirely may raise; that is a refusal too.
         self.lines += ["try:", f"    _bad = {' or '.join(tests)}"]
-        self.lines += ["except (AttributeError, KeyError, IndexError, TypeError):", "    _bad = True"]
+        self.lines += [f"except {_ODD}:", "    _bad = True"]
         self.lines += ["if _bad:", f"    {refuse}"]
 
     def _value(self, path: Path, expected: Expected) -> list[str]:
         value = expected.value
         if expected.kind == "length":
-            return [f"len({path}) != {value}"]
+            return [f"_len({path}) != {value}"]
         if expected.kind == "keys":
-            if not value:
-                return [f"len({path}) != 0"]
-            return [f"len({path}) != {len(value)}"] + [f"{k!r} not in {path}" for k in value
-                                                        if isinstance(k, str | int)]  # fmt: skip
+            plain = all(type(k) in (str, int) for k in value)
+            keys = repr(value) if plain else self.space.bind(value, "keys")
+            return [f"_tuple({path}) != {keys}"] if value else [f"_len({path}) != 0"]
         if expected.kind == "class":
-            return [f"type({path}) is not {self.space.bind(value, value.__name__)}"]
+            return [f"_type({path}) is not {self._class(value)}"]
         if value is None or isinstance(value, bool):
             return [f"{path} is not {value!r}"]
-        if type(value) in (int, str):
-            return [f"{path} != {value!r}", f"type({path}) is not {type(value).__name__}"]
+        if type(value) is float and (not math.isfinite(value) or not value):
+            return [f"_repr({path}) != {repr(value)!r}", f"_type({path}) is not _float"]
+        if type(value) in (int, str, float):
+            return [f"{path} != {value!r}", f"_type({path}) is not _{type(value).__name__}"]
         bound = self.space.bind(value, "expected")
-        return [f"({path} is not {bound} and {path} != {bound})"]
+        return [f"({path} is not {bound} and not _same_value({path}, {bound}))"]
+
+    def _class(self, value: type) -> str:
+        if getattr(builtins, value.__name__, None) is value:
+            return f"_{value.__name__}"
+        return self.space.bind(value, value.__name__)
 
     def _tensors(self, refuse: str) -> dict[str, str]:
         names: dict[str, str] = {}
@@ -152,15 +190,18 @@ class _EntryWriter:
             names[str(contract.path)] = f"_t{number}"
         if not names:
             return names
-        self.space.values["_Tensor"] = torch.Tensor
         reads = [f"{n} = {p}" for p, n in names.items()]
         nested = any(t.path.steps for t in self.tensors)
         if nested:
             self.lines += ["try:", *(f"    {line}" for line in reads)]
-            self.lines += ["except (AttributeError, KeyError, IndexError, TypeError):", f"    {refuse}"]
+            self.lines += [f"except {_ODD}:", f"    {refuse}"]
         else:
             self.lines += reads
-        kinds = [f"not isinstance({n}, _Tensor)" for n in names.values()]
+        kinds = [
+            f"_type({names[str(c.path)]}) not in _tensor_types" if c.subclass is None
+            else f"_type({names[str(c.path)]}) is not {self._class(c.subclass)}"
+            for c in self.tensors
+        ]  # fmt: skip
         self.lines += [f"if {' or '.join(kinds)}:", f"    {refuse}"]
         tests = [t for c in self.tensors for t in self._tensor(names[str(c.path)], c)]
         self.lines += [f"if {' or '.join(tests)}:", f"    {refuse}"]
@@ -169,7 +210,9 @@ class _EntryWriter:
     def _tensor(self, name: str, contract: TensorContract) -> list[str]:
         dtype = self.space.bind(contract.dtype, dtype_name(contract.dtype))
         device = self.space.bind(contract.device, f"device_{contract.device}")
+        layout = self.space.bind(contract.layout, str(contract.layout))
         return [
+            f"{name}.layout is not {layout}",
             f"{name}.dtype is not {dtype}",
             f"{name}.device != {device}",
             f"{name}.dim() != {len(contract.shape)}",
@@ -210,25 +253,27 @@ class _EntryWriter:
     def _size(self, size: str) -> str:
         if size in self.symbols:
             return _var(size)
-        return f"({torch_compat.size_source(size, {s: _var(s) for s in self.symbols})})"
+        source = torch_compat.size_source(size, {s: _var(s) for s in self.symbols})
+        return f"({_BUILTIN_CALL.sub(r'_', source)})"
 
     def _layout(self, name: str, contract: TensorContract, refuse: str, known: set[str]) -> None:
-        if not contract.strided or not contract.shape:
-            return
-        if contract.contiguous:
+        tests = [f"{name}.{bit}()" for bit in contract.bits]
+        wanted = ""
+        readable = all(isinstance(s, int) or self._readable(s, known) for s in contract.stride)
+        if contract.strided and contract.shape and (contract.contiguous or readable):
             test = f"not {name}.is_contiguous()"
-        else:
-            if not all(isinstance(s, int) or self._readable(s, known) for s in contract.stride):
-                return
-            wanted = ", ".join(s if isinstance(s, str) else str(s) for s in
-                               (self._size(s) if isinstance(s, str) else s
-                                for s in contract.stride))  # fmt: skip
-            test = f"{name}.stride() != ({wanted},)"
-        if contract.mutated:
-            self.lines += [f"if {test} and {name}.numel():", f"    {refuse}"]
+            if not contract.contiguous:
+                sizes = [self._size(s) if isinstance(s, str) else str(s) for s in contract.stride]
+                wanted = f", ({', '.join(sizes)},)"
+                test = f"{name}.stride() != {wanted[2:]}"
+            tests.append(f"{test} and {name}.numel()" if contract.mutated else test)
+        if not tests:
             return
-        wanted = "" if contract.contiguous else f", ({wanted},)"
-        self.lines += [f"if {test}:", f"    {name} = _relayout({name}, {str(contract.path)!r}{wanted})"]
+        self.lines.append(f"if {' or '.join(tests)}:")
+        if contract.mutated:
+            self.lines.append(f"    {refuse}")
+        else:
+            self.lines.append(f"    {name} = _relayout({name}, {str(contract.path)!r}{wanted})")
 
     def _same(self, names: Mapping[str, str], refuse: str) -> None:
         tests = []
@@ -236,9 +281,10 @@ class _EntryWriter:
             first, *others = map(str, group)
             tests += [f"{other} is not {first}" for other in others]
         written = [t for t in self.tensors if t.mutated and t.strided]
-        for contract in written:
-            mine = names[str(contract.path)]
-            tests += [f"_overlap({mine}, {names[str(t.path)]})" for t in self.tensors if t is not contract]
+        if written:
+            mine = "".join(f"{names[str(t.path)]}, " for t in written)
+            rest = "".join(f"{names[str(t.path)]}, " for t in self.tensors if t not in written)
+            tests += [f"_overlapping(({mine}), ({rest}))", f"_own_weight(({mine}))"]
         if tests:
             self.lines += [f"if {' or '.join(tests)}:", f"    {refuse}"]
 
@@ -262,6 +308,17 @@ class _EntryWriter:
 
 def _var(symbol: str) -> str:
     return f"_n_{identifier(symbol)}"
+
+
+_ODD = "(AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError)"
+_BUILTIN_CALL = re.compile(r"\b(?=(?:abs|bool|float|int|max|min|round|sum)\(|math\.)")
+_TENSOR_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
+_BUILTINS = {
+    f"_{name}": getattr(builtins, name) for name in (
+        "abs", "bool", "bytearray", "dict", "float", "frozenset", "int", "isinstance", "len", "list",
+        "max", "min", "repr", "round", "set", "str", "sum", "tuple", "type",
+    )
+}  # fmt: skip
 
 
 def _signature(parameters: Sequence[Parameter], space: Namespace) -> str:
@@ -294,7 +351,8 @@ def write_entry(
 ) -> Entry:
     """Return the entry of a compiled model, with the model's own signature.
 
-    Its names `_refuse`, `_relayout`, `_miss`, `_table`, `_compare_values` are for the caller to bind.
+    Its names `_refuse`, `_relayout`, `_miss`, `_table`, `_compare_values` and `_own_weight` are for the
+    caller to bind.
 
     Raises:
         NoSymbol: a symbol's value cannot be read from any tensor argument.
@@ -302,7 +360,9 @@ def write_entry(
     made = _EntryWriter(_with_defaults(tree), tensors, symbols, by_value).entry()
     made.space.values.update(
         _is_grad_enabled=torch.is_grad_enabled, _set_grad_enabled=torch_compat.set_grad_enabled,
-        _overlap=overlap,
+        _overlapping=overlapping, _same_value=same_value, _autocast=torch.is_autocast_enabled,
+        _autocast_dtype=torch.get_autocast_dtype, _Tensor=torch.Tensor, _tensor_types=_TENSOR_TYPES,
+        _math=math, **_BUILTINS,
     )  # fmt: skip
     return made
 
@@ -320,7 +380,24 @@ def _with_defaults(tree: ArgumentTree) -> ArgumentTree:
             extra.append((Path(parameter.name), Expected("keys", ())))
         elif parameter.has_default:
             extra.append((Path(parameter.name), Expected("equal", parameter.default)))
-    return ArgumentTree(tree.parameters, (*tree.values, *extra), tree.tensors, tree.same)
+    return evolve(tree, values=(*tree.values, *extra))
+
+
+def same_value(value: Any, wanted: Any) -> bool:
+    """Say whether a value is of the expected one's exact type, and equal to it."""
+    if value is wanted:
+        return True
+    if type(value) is not type(wanted) or isinstance(value, torch.Tensor):
+        return False
+    if isinstance(value, float | complex):
+        return repr(value) == repr(wanted)  # unlike ==, it tells -0.0 and finds NaN equal
+    try:
+        if hasattr(wanted, "__array__"):
+            same = value.shape == wanted.shape and value.dtype == wanted.dtype
+            return bool(same and (value == wanted).all())
+        return bool(value == wanted)
+    except (TypeError, ValueError, RuntimeError, AttributeError):
+        return False
 
 
 def overlap(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -334,7 +411,10 @@ def overlap(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 def byte_range(tensor: torch.Tensor) -> tuple[int, int]:
     """Return the addresses of a strided tensor's first byte and after its last one."""
-    start = tensor.data_ptr()
+    try:
+        start = tensor.data_ptr()
+    except RuntimeError:  # a subclass around other tensors
+        return 0, 0
     if tensor.is_contiguous():
         return start, start + tensor.nbytes
     if not tensor.numel():
@@ -343,8 +423,57 @@ def byte_range(tensor: torch.Tensor) -> tuple[int, int]:
     return start, start + (last + 1) * tensor.element_size()
 
 
+def overlapping(written: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
+    """Say whether one of the written tensors overlaps another one of them, or one of the others."""
+    if len(written) == 1 and not others:
+        return False
+    ranges = [(*byte_range(t), True) for t in written]
+    ranges += [(*byte_range(t), False) for t in others if t.layout is torch.strided]
+    ranges.sort()
+    end_of_any = end_of_written = 0
+    for start, end, is_written in ranges:
+        if start == end or not start:
+            continue
+        if start < end_of_written or (is_written and start < end_of_any):
+            return True
+        end_of_any = max(end_of_any, end)
+        if is_written:
+            end_of_written = max(end_of_written, end)
+    return False
+
+
+@frozen
+class Memory:
+    """The memory that some tensors take: separate ranges in order."""
+
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensors: Sequence[torch.Tensor]) -> Memory:
+        """Return the memory of tensors."""
+        starts: list[int] = []
+        ends: list[int] = []
+        for start, end in sorted(byte_range(t) for t in tensors if t.layout is torch.strided):
+            if start == end or not start:
+                continue
+            if ends and start <= ends[-1]:
+                ends[-1] = max(ends[-1], end)
+            else:
+                starts.append(start)
+                ends.append(end)
+        return cls(tuple(starts), tuple(ends))
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Say whether a tensor overlaps with it."""
+        start, end = byte_range(tensor)
+        place = bisect_right(self.ends, start)
+        return place < len(self.starts) and self.starts[place] < end and start != end
+
+
 def relayout(tensor: torch.Tensor, stride: Sequence[int] | None = None) -> torch.Tensor:
-    """Return a copy of a tensor in the layout that the pieces were compiled for."""
+    """Return a copy of a tensor in the layout that the pieces were compiled for, without lazy bits."""
+    tensor = tensor.resolve_neg().resolve_conj()
     if stride is None:
         return tensor.contiguous()
     if all(n == 1 or a == b for n, a, b in zip(tensor.shape, tensor.stride(), stride, strict=True)):
@@ -357,14 +486,19 @@ def relayout(tensor: torch.Tensor, stride: Sequence[int] | None = None) -> torch
 
 
 def diagnose(
-    name: str, tree: ArgumentTree, tensors: Sequence[TensorContract], call: Mapping[str, Any]
-) -> ContractError:
+    name: str, tree: ArgumentTree, tensors: Sequence[TensorContract], call: Mapping[str, Any],
+    weights: Sequence[tuple[str, torch.Tensor]] = (),
+) -> ContractError:  # fmt: skip
     """Return the error for a call that does not fit: what differs, where, and both values."""
     tree = _with_defaults(tree)
     for path, expected in tree.values:
         problem = _value_problem(path, expected, call)
         if problem is not None:
             return _error(name, path, *problem)
+    for kind, dtype in tree.autocast:
+        now = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        if now is not dtype:
+            return _autocast_error(name, kind, dtype, now)
     for path in tree.tensors:
         value = _at(path, call)
         if not isinstance(value, torch.Tensor):
@@ -374,7 +508,7 @@ def diagnose(
         problem = _tensor_problem(contract, _at(contract.path, call), found)
         if problem is not None:
             return _error(name, contract.path, *problem)
-    return _relation_problem(name, tree, tensors, call)
+    return _relation_problem(name, tree, tensors, call, weights)
 
 
 _GONE = object()
@@ -409,14 +543,14 @@ def _value_problem(path: Path, expected: Expected, call: Mapping[str, Any]) -> t
         same = hasattr(value, "__len__") and len(value) == wanted
         return None if same else (f"{wanted} items", _shown(value))
     if expected.kind == "keys":
-        same = hasattr(value, "keys") and set(value.keys()) == set(wanted)
+        keys = tuple(value.keys()) if hasattr(value, "keys") else None
         listed = ", ".join(map(str, wanted)) or "no keys"
-        return None if same else (f"the keys {listed}", _shown(value))
+        got = _shown(value) if keys is None else ", ".join(map(str, keys)) or "no keys"
+        return None if keys == wanted else (f"the keys {listed}", got)
     if expected.kind == "class":
         same = type(value) is wanted
         return None if same else (f"a {wanted.__qualname__}", f"a {type(value).__qualname__}")
-    if value is wanted or (type(value) is type(wanted) and not isinstance(value, torch.Tensor)
-                           and bool(value == wanted)):  # fmt: skip
+    if same_value(value, wanted):
         return None
     return repr(wanted)[:80], _shown(value)
 
@@ -426,6 +560,11 @@ def _tensor_problem(
 ) -> tuple[str, str] | None:
     if not isinstance(value, torch.Tensor):
         return "a tensor", _shown(value)
+    kind = contract.subclass or torch.Tensor
+    if type(value) is not kind and (contract.subclass or type(value) not in _TENSOR_TYPES):
+        return f"a {kind.__name__}", f"a {type(value).__name__}"
+    if value.layout is not contract.layout:
+        return f"layout {contract.layout}", str(value.layout)
     if value.dtype is not contract.dtype:
         return dtype_name(contract.dtype), dtype_name(value.dtype)
     if value.device != contract.device:
@@ -439,14 +578,24 @@ def _tensor_problem(
             wanted = found.setdefault(wanted, actual) if wanted.isidentifier() else actual
         if wanted != actual:
             return f"size {wanted} at dimension {dim}", str(actual)
-    if contract.mutated and contract.contiguous and not value.is_contiguous():
-        return "a contiguous tensor, since the model writes to it", f"strides {value.stride()}"
+    return _written_problem(contract, value) if contract.mutated and contract.strided else None
+
+
+def _written_problem(contract: TensorContract, value: torch.Tensor) -> tuple[str, str] | None:
+    why = "since the model writes to it"
+    if value.is_neg():
+        return f"a tensor as it is in memory, {why}", "one with the negative bit (as conj().imag has)"
+    if value.is_conj():
+        return f"a tensor as it is in memory, {why}", "one with the conjugate bit"
+    if contract.contiguous and not value.is_contiguous():
+        return f"a contiguous tensor, {why}", f"strides {value.stride()}"
     return None
 
 
 def _relation_problem(
-    name: str, tree: ArgumentTree, tensors: Sequence[TensorContract], call: Mapping[str, Any]
-) -> ContractError:
+    name: str, tree: ArgumentTree, tensors: Sequence[TensorContract], call: Mapping[str, Any],
+    weights: Sequence[tuple[str, torch.Tensor]],
+) -> ContractError:  # fmt: skip
     for group in tree.same:
         first, *others = group
         for other in others:
@@ -457,8 +606,26 @@ def _relation_problem(
             if entry is not contract and overlap(_at(contract.path, call), _at(entry.path, call)):
                 return _error(name, contract.path, "memory of its own, since the model writes to it",
                               f"an overlap with {entry.path}")  # fmt: skip
+        for label, weight in weights if contract.mutated else ():
+            if overlap(_at(contract.path, call), weight):
+                return _error(name, contract.path, "memory of its own, since the model writes to it",
+                              f"the model's own weight {label}")  # fmt: skip
     return ContractError(f"a call of {name} does not fit what was captured",
                          why="its sizes are not in the relation that was captured", subject=name)  # fmt: skip
+
+
+def _autocast_error(
+    name: str, kind: str, then: torch.dtype | None, now: torch.dtype | None
+) -> ContractError:
+    def state(dtype: torch.dtype | None) -> str:
+        return "no autocast" if dtype is None else f"torch.autocast({kind!r}, {dtype})"
+
+    return ContractError(
+        f"a call of {name} does not fit what was captured",
+        why=f"expected {state(then)}, got {state(now)}: tracing has baked autocast in",
+        next_step="Call it in the state of autocast in which it was compiled, or compile it in this one.",
+        subject="autocast",
+    )
 
 
 def _error(name: str, path: Path, expected: str, got: str) -> ContractError:
