@@ -33,7 +33,7 @@ class InductorCompiler:
 
     def __init__(self, options: Mapping[str, Any], device: int | None) -> None:
         self.direct = bool(options.get("direct", True))
-        self.patches = _patches({k: v for k, v in options.items() if k != "direct"})
+        self.patches = _patches({k: v for k, v in options.items() if k not in ("direct", "*")})
         self.device = device
 
     def compile(self, request: CompileRequest) -> CompileResult:

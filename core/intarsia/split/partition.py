@@ -15,6 +15,7 @@ import torch
 from attrs import define, field, frozen
 from torch import fx
 
+from intarsia import torch_compat
 from intarsia.capture import nodes
 from intarsia.errors import SplitError
 from intarsia.interfaces import Cut
@@ -235,13 +236,14 @@ def _build(module: fx.GraphModule, runs: Sequence[_Run], home: Mapping[fx.Node, 
     result: Any = output.args[0]
     order = {node: place for place, node in enumerate(module.graph.nodes)}
     needed = _needed_later(module, runs, home)
+    sizes = _size_inputs(module.graph)
     pieces = []
     for index, run in enumerate(runs):
         members = sorted(run.nodes, key=order.__getitem__)
         outputs = tuple(n for n in members if n in needed)
         for node in outputs:
             _check_crossing(node)
-        graph, inputs = _piece_graph(members, outputs)
+        graph, inputs = _piece_graph(members, outputs, sizes)
         pieces.append(
             Piece(index, run.kind, tuple(members), inputs, outputs, graph, module, run.cut)  # type: ignore[arg-type]
         )
@@ -287,8 +289,35 @@ def _check_crossing(node: fx.Node) -> None:
         )
 
 
+def _size_inputs(graph: fx.Graph) -> dict[Any, fx.Node]:
+    """Return symbol -> the whole graph's placeholder that has its value."""
+    found: dict[Any, fx.Node] = {}
+    for node in graph.nodes:
+        value = nodes.value_of(node)
+        if node.op == "placeholder" and isinstance(value, torch.SymInt):
+            found.setdefault(torch_compat.expression_of(value), node)
+    return found
+
+
+def _hidden_sizes(inputs: Sequence[fx.Node], sizes: Mapping[Any, fx.Node]) -> list[fx.Node]:
+    """Return the placeholders of symbols that the inputs only show inside expressions.
+
+    A piece that is given a tensor of 4n rows and nothing of n rows cannot tell n; compilers that generate
+    code need it as an input.
+    """
+    shown: set[Any] = set()
+    used: set[Any] = set()
+    for node in inputs:
+        value = nodes.value_of(node)
+        for size in (*value.shape, *value.stride()) if isinstance(value, torch.Tensor) else (value,):
+            if isinstance(size, torch.SymInt):
+                expression = torch_compat.expression_of(size)
+                (shown if expression.is_Symbol else used).update(expression.free_symbols)
+    return [sizes[s] for s in sorted(used - shown, key=str) if s in sizes]
+
+
 def _piece_graph(
-    members: Sequence[fx.Node], outputs: Sequence[fx.Node]
+    members: Sequence[fx.Node], outputs: Sequence[fx.Node], sizes: Mapping[Any, fx.Node]
 ) -> tuple[fx.Graph, tuple[fx.Node, ...]]:
     graph = fx.Graph()
     inputs: list[fx.Node] = []
@@ -300,6 +329,10 @@ def _piece_graph(
                 mapping[source] = graph.placeholder(source.name)
                 mapping[source].meta = dict(source.meta)
                 inputs.append(source)
+    for source in _hidden_sizes(inputs, sizes):
+        mapping[source] = graph.placeholder(source.name)
+        mapping[source].meta = dict(source.meta)
+        inputs.append(source)
     for node in members:
         mapping[node] = graph.node_copy(node, _finder(graph, mapping))
     graph.output(tuple(mapping[n] for n in outputs))
