@@ -77,6 +77,9 @@ class TensorInfo:
     subclass: str | None = None
     """The qualified name of a tensor subclass, or None for a plain tensor or Parameter."""
     requires_grad: bool = False
+    device_slot: int = 0
+    """Which of the piece's devices; 0 is its own. A model on several devices of one type is refused for
+    now, so it is always 0."""
 
 
 @frozen
@@ -148,6 +151,8 @@ class CompileRequest:
         name: where the piece comes from, for logs: "model.piece_3".
         kind: "compiled" or "splitting".
         hints: sizes that the fake inputs have because not every size in the box will occur.
+        weights: input index -> tensor for a compiler that bakes weights in, else None. The callable
+            is given all inputs nevertheless.
     """
 
     graph: fx.GraphModule
@@ -162,6 +167,7 @@ class CompileRequest:
     wants_artifact: bool = True
     """Whether the artifact will be kept; a compiler may skip making one where it is not."""
     hints: Mapping[str, int] = Factory(dict)
+    weights: Mapping[int, torch.Tensor] | None = field(default=None, eq=False, repr=False)
     _lowered: dict[str, Any] = field(factory=dict, eq=False, repr=False, alias="_lowered")
 
     @property
@@ -174,10 +180,26 @@ class CompileRequest:
         """The compiler's options."""
         return self.signature.options
 
+    @property
+    def fake_mode(self) -> Any:
+        """The FakeTensorMode of `fake_inputs`; None where there is no tensor."""
+        from intarsia.compiling.transport import fake_mode_of  # needs torch
+
+        return fake_mode_of(self)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The modules and ops outside torch that `graph` calls, as `CompileResult.needs` wants them."""
+        from intarsia.compiling.transport import needs_of  # needs torch
+
+        return tuple(needs_of(self.graph))
+
     def lower(self, form: Form) -> Any:
         """Return the piece in another form: a GraphModule, or an ExportedProgram for "exported".
 
-        The result is made once per (distinct piece, box, form) and shared by every compiler that asks.
+        The result is made once per (distinct piece, box, form) and shared by every compiler that asks,
+        so copy it before changing it; "torch" is `graph`, a copy of this compiler's own. It is made anew
+        where the compiler before noted conditions on sizes in the fake mode.
 
         Raises:
             CompileRejected: the piece cannot be brought into that form.
@@ -187,7 +209,12 @@ class CompileRequest:
         return lower(self, form)
 
     def to_bytes(self) -> bytes:
-        """Return the request as bytes that `from_bytes` restores in another process."""
+        """Return the request as bytes that `from_bytes` restores in another process.
+
+        Raises:
+            CompileFailed: something has no plain form: a constant of the graph, baked weights, or a pass
+                whose factory or boxes are not "module:name" strings.
+        """
         from intarsia.compiling.transport import request_to_bytes
 
         return request_to_bytes(self)
@@ -221,6 +248,12 @@ class CompileResult:
     needs: tuple[str, ...] = ()
     note: str = ""
 
+    def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """Call the piece on its inputs, whichever way the callable takes them."""
+        if getattr(self.callable, "boxed_call", False):
+            return self.callable(list(inputs))
+        return self.callable(*inputs)
+
 
 class Compiler(Protocol):
     """Turns pieces into callables. One instance per (process, options, device).
@@ -230,7 +263,10 @@ class Compiler(Protocol):
     - `bind(callable, weights) -> callable`, called once per piece *instance* after a load, and again
       on `rebind()`; `weights` maps input index -> tensor, and the returned callable takes the same
       inputs. Pre-pack weights here: equal pieces still share one artifact.
-    - `close()`, called when the compiled model is closed.
+    - `close()`, called once, when the interpreter exits: models of one process share the instance.
+
+    A callable may have `close()` too. That of `CompileResult.callable` is called when the compiled model
+    is closed; that of what `bind` returned also after a rebind, when the last call that uses it is done.
     """
 
     def compile(self, request: CompileRequest) -> CompileResult:
@@ -283,7 +319,10 @@ class Capabilities:
     workers: bool = True
     """May compile in another process."""
     weights: Literal["input", "bake"] = "input"
-    """Whether weights stay inputs or become part of the artifact."""
+    """Whether weights stay inputs or become part of the artifact. A compiler that bakes them gets them
+    as `CompileRequest.weights`, in this process only; equal pieces with other weights are compiled each on
+    its own, nothing of it is cached, and a weight that is replaced later is a ContractError. A write into a
+    baked weight's memory is not noticed."""
 
 
 @frozen
@@ -324,6 +363,19 @@ class CompilerSpec:
 # --------------------------------------------------------------------------------------- platforms
 
 
+class Stream(Protocol):
+    """An order of work on a device: a context in which it is current, as `torch.Stream` is."""
+
+    def __enter__(self) -> Any:
+        """Make it current."""
+
+    def __exit__(self, *error: Any) -> Any:
+        """Make the one before current again."""
+
+    def synchronize(self) -> None:
+        """Wait until all work on it is done."""
+
+
 class DeviceOps(Protocol):
     """What the core does to a device. The default is built over `torch.accelerator`."""
 
@@ -333,8 +385,8 @@ class DeviceOps(Protocol):
     def event(self) -> Any:
         """Return a new timing event with `record()` and `elapsed_time(other)` in milliseconds."""
 
-    def stream(self) -> AbstractContextManager[Any]:
-        """Return a context that runs work on a side stream."""
+    def stream(self) -> Stream:
+        """Return a side stream: entered, it is current; a static-graph backend records on it."""
 
     def memory(self) -> Mapping[str, int]:
         """Return bytes: at least "allocated", "reserved" and "free" where they are known."""
@@ -575,14 +627,23 @@ class StaticGraphBackend(Protocol):
     def new_pool(self, device: int | None) -> Any:
         """Return a memory pool that recordings may share."""
 
-    def begin(self, pool: Any, stream: Any) -> None:
-        """Start recording the work of this thread."""
+    def release_pool(self, pool: Any) -> None:
+        """Give a pool back. Its recordings were released before."""
+
+    def begin(self, pool: Any, stream: Stream) -> None:
+        """Start recording the work of this thread on a stream that `DeviceOps.stream()` made.
+
+        The core has entered the stream, and nothing else runs on it. One recording per thread at a time.
+        """
 
     def end(self) -> Recording:
-        """Finish the recording."""
+        """Finish this thread's recording."""
 
-    def abort(self) -> None:
-        """Drop an unfinished recording: the stream is usable and the pool back where it was."""
+    def abort(self, stream: Stream) -> None:
+        """Drop this thread's unfinished recording on a stream, wherever it stopped, also inside `end`.
+
+        Afterwards the stream is usable, and the pool holds what it did before `begin`.
+        """
 
     def budget(self, device: int | None) -> Mapping[str, int]:
         """Return what the device has left of each resource."""
@@ -625,8 +686,19 @@ class OpSafety:
 # ------------------------------------------------------------------------- stores, checks and events
 
 
+@frozen
+class StoreStat:
+    """What a store knows of an entry: its bytes, and when it was written, in seconds since 1970."""
+
+    size: int
+    modified: float
+
+
 class Store(Protocol):
     """Holds bytes by key. An entry never changes once it is there."""
+
+    def stat(self, key: str) -> StoreStat | None:
+        """Return an entry's size and age without reading it, or None; for limits and listings."""
 
     def get(self, key: str) -> bytes | None:
         """Return the bytes, or None."""

@@ -22,7 +22,7 @@ from intarsia.capture.graph import Graph
 from intarsia.capture.structure import Path
 from intarsia.compiling.boxes import PlannedBox, plan_boxes
 from intarsia.compiling.routes import RouteChoice, choose, piece_view
-from intarsia.compiling.tasks import Outcome, Scheduler, Task
+from intarsia.compiling.tasks import Outcome, Scheduler, Task, bakes
 from intarsia.components import Components, components, refuse_unserved
 from intarsia.config import Config, ResolvedConfig
 from intarsia.errors import ConfigError, ShapeError
@@ -222,9 +222,17 @@ class Pipeline:
         """Return the tasks of a split graph for a box."""
         return [
             Task(p, split.canonicals[p.index], planned.box, split.choices[p.index],
-                 f"{self.name}.{p.name}", planned.hints)
+                 f"{self.name}.{p.name}", planned.hints, self._weights_to_bake(split, p))
             for p in split.called()
         ]  # fmt: skip
+
+    def _weights_to_bake(self, split: SplitGraph, piece: Piece) -> dict[int, torch.Tensor] | None:
+        names = split.choices[piece.index].compilers
+        if not any(bakes(self.host.compiler(name)) for name in names):
+            return None
+        values = {n: split.graph.inputs[i].value for i, n in enumerate(split.partition.placeholders)}
+        found = {i: values.get(n) for i, n in enumerate(piece.inputs)}
+        return {i: value for i, value in found.items() if value is not None}
 
     def plan(
         self, split: SplitGraph, *, arguments: Sequence[Path], roots: Sequence[str],
@@ -331,7 +339,7 @@ def device_of(tensors: Sequence[torch.Tensor]) -> tuple[str | None, int | None]:
     """Return the device type and index that tensors are on.
 
     Raises:
-        ConfigError: they are on several device types other than the CPU.
+        ConfigError: they are on several device types other than the CPU, or on several devices of one.
     """
     kinds = {t.device for t in tensors}
     accelerators = {d for d in kinds if d.type != "cpu"}
@@ -339,7 +347,14 @@ def device_of(tensors: Sequence[torch.Tensor]) -> tuple[str | None, int | None]:
     if len(types) > 1:
         raise ConfigError(f"the model is on several device types: {', '.join(sorted(types))}")
     if accelerators:
-        indices = {d.index for d in accelerators if d.index is not None}
-        return types.pop(), min(indices) if indices else None
+        indices = sorted({d.index for d in accelerators if d.index is not None})
+        if len(indices) > 1:
+            shown = ", ".join(str(d) for d in sorted(accelerators, key=str))
+            raise ConfigError(
+                f"the model is on several devices: {shown}",
+                why="a piece is compiled for one device",
+                next_step="Compile the part on each device as a model of its own.",
+            )
+        return types.pop(), indices[0] if indices else None
     return ("cpu" if kinds else None), None
 

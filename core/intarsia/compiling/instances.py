@@ -6,11 +6,12 @@ import atexit
 import contextlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from attrs import define, field
 
+from intarsia import torch_compat
 from intarsia.host import Host
 from intarsia.interfaces import Compiler, CompilerSpec
 from intarsia.references import resolve_reference
@@ -22,6 +23,15 @@ class Instance:
 
     compiler: Compiler
     lock: threading.Lock = field(factory=threading.Lock)
+
+    @contextlib.contextmanager
+    def turn(self, spec: CompilerSpec) -> Iterator[None]:
+        """Wait until this thread may compile with it; at once where the compiler is concurrent."""
+        if spec.capabilities.concurrent:
+            yield
+            return
+        with torch_compat.tracing_lock(), self.lock:
+            yield
 
 
 @define

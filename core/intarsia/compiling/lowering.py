@@ -14,19 +14,17 @@ from intarsia.interfaces import CompileRequest, Form
 
 
 def lower(request: CompileRequest, form: Form) -> Any:
-    """Return a request's piece in a form; made once for each request and form.
+    """Return a request's piece in a form, made once for all compilers that are asked for the piece.
 
     Raises:
         CompileRejected: the piece cannot be brought into that form.
     """
+    if form == "torch":
+        return request.graph  # each compiler has a copy of its own
     made = request._lowered
     if form not in made:
         made[form] = _LOWERINGS[form](request)
     return made[form]
-
-
-def _as_it_is(request: CompileRequest) -> fx.GraphModule:
-    return request.graph
 
 
 def _aten(request: CompileRequest, functional: bool) -> fx.GraphModule:
@@ -112,7 +110,6 @@ def _example(value: torch.Tensor) -> torch.Tensor:
 
 
 _LOWERINGS: Mapping[str, Callable[[CompileRequest], Any]] = {
-    "torch": _as_it_is,
     "aten-functional": lambda request: _aten(request, functional=True),
     "aten-mutable": lambda request: _aten(request, functional=False),
     "exported": _exported,

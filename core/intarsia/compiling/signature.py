@@ -206,7 +206,7 @@ def _value_to_dict(value: ValueInfo) -> dict[str, Any]:
         "dtype": value.dtype, "shape": list(value.shape), "stride": list(value.stride),
         "device_type": value.device_type, "storage_offset": value.storage_offset,
         "kind": value.kind, "alias_class": value.alias_class, "subclass": value.subclass,
-        "requires_grad": value.requires_grad,
+        "requires_grad": value.requires_grad, "device_slot": value.device_slot,
     }  # fmt: skip
 
 

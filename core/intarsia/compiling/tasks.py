@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from typing import Any
 
+import torch
 from attrs import define, field, frozen
 
 from intarsia import torch_compat
 from intarsia.compiling.instances import Instance, built_for
 from intarsia.compiling.routes import RouteChoice, fitting
 from intarsia.compiling.soundness import compile_soundly
-from intarsia.compiling.transport import compile_in_worker, make_request
+from intarsia.compiling.transport import compile_in_worker, make_request, next_request
 from intarsia.config import ResolvedConfig
 from intarsia.errors import CompileFailed, CompileRejected
 from intarsia.host import Host
-from intarsia.interfaces import Box, CompilerSpec, CompileRequest, CompileResult
+from intarsia.interfaces import Box, CompileRequest, CompileResult, CompilerSpec
 from intarsia.report.events import EventStream
 from intarsia.report.records import Attempt
 from intarsia.split.canonical import CanonicalPiece
@@ -26,7 +27,11 @@ from intarsia.split.partition import Piece
 
 @frozen
 class Task:
-    """One piece and one box, and the compilers to ask in order."""
+    """One piece and one box, and the compilers to ask in order.
+
+    Attributes:
+        weights: input index -> tensor, for a compiler that bakes them in; None if none of them does.
+    """
 
     piece: Piece
     canonical: CanonicalPiece
@@ -34,6 +39,7 @@ class Task:
     choice: RouteChoice
     name: str
     hints: Mapping[str, int] = field(factory=dict)
+    weights: Mapping[int, torch.Tensor] | None = field(default=None, eq=False, repr=False)
 
     def key(self, dedupe: bool) -> tuple[Any, ...]:
         """Return what equal tasks share."""
@@ -41,7 +47,8 @@ class Task:
         if not dedupe or not self.canonical.digest:
             return (self.name, own)
         hints = tuple(self.hints.get(name) for name in self.canonical.symbols)
-        return (self.canonical.digest, own, self.choice.compilers, hints)
+        baked = tuple((i, id(w)) for i, w in sorted((self.weights or {}).items()))
+        return (self.canonical.digest, own, self.choice.compilers, hints, baked)
 
 
 @frozen
@@ -53,12 +60,14 @@ class Outcome:
         compiler: the name of who compiled it.
         instance: the compiler itself, for `bind`.
         attempts: everybody who was asked.
+        baked: the weights that are part of what was compiled, by input index; None: they stay inputs.
     """
 
     result: CompileResult
     compiler: str
     instance: Instance
     attempts: tuple[Attempt, ...]
+    baked: Mapping[int, torch.Tensor] | None = field(default=None, eq=False, repr=False)
 
     @property
     def fell_back(self) -> bool:
@@ -109,11 +118,12 @@ class Scheduler:
 
     def _compile(self, task: Task, ask: Callable[..., CompileResult]) -> Outcome:
         attempts: list[Attempt] = []
+        requests: list[CompileRequest] = []
         for name in task.choice.compilers:
             begun = time.perf_counter()
             spec = self.host.compiler(name)
             try:
-                result, made = self._attempt(task, spec, ask)
+                result, made = self._attempt(task, spec, ask, requests)
             except CompileRejected as error:
                 reason = error.what if not error.why else str(error)
                 attempts.append(Attempt(name, "rejected", reason, time.perf_counter() - begun))
@@ -125,32 +135,38 @@ class Scheduler:
                 self._moved_on(task, attempts[-1], error)
                 continue
             attempts.append(Attempt(name, "compiled", result.note, time.perf_counter() - begun))
-            outcome = Outcome(result, name, made, tuple(attempts))
+            outcome = Outcome(result, name, made, tuple(attempts), requests[-1].weights)
             self._report(task, outcome)
             return outcome
         raise self._nobody(task, attempts)
 
     def _attempt(
-        self, task: Task, spec: CompilerSpec, ask: Callable[..., CompileResult]
-    ) -> tuple[CompileResult, Instance]:
+        self, task: Task, spec: CompilerSpec, ask: Callable[..., CompileResult],
+        earlier: list[CompileRequest],
+    ) -> tuple[CompileResult, Instance]:  # fmt: skip
         own = task.canonical.box(task.box)
         is_point = all(low == high for low, high in own.values())
         fitting(spec, task.piece, task.canonical, is_point)
         options = self.host.options(spec)
         made = built_for(self.host, spec, self.device)
-        request = make_request(
-            task.piece.module, task.canonical.signature(task.box, options),
-            device_type=self.device_type, device=self.device, name=task.name, kind=task.piece.kind,
-            key=task.canonical.digest, wants_artifact=False, hints=task.hints,
-        )  # fmt: skip
+        signature = task.canonical.signature(task.box, options)
+        weights = task.weights if bakes(spec) else None
+        request = None
+        if earlier:
+            request = next_request(task.piece.module, earlier[-1], signature, weights)
+        if request is None:
+            request = make_request(
+                task.piece.module, signature, device_type=self.device_type, device=self.device,
+                name=task.name, kind=task.piece.kind, key=task.canonical.digest,
+                wants_artifact=False, hints=task.hints, weights=weights,
+            )  # fmt: skip
+        earlier.append(request)
         self.calls += 1
         return ask(spec, made, request), made
 
     @staticmethod
     def _here(spec: CompilerSpec, made: Instance, request: CompileRequest) -> CompileResult:
-        if spec.capabilities.concurrent:
-            return compile_soundly(made.compiler, request)
-        with torch_compat.tracing_lock(), made.lock:
+        with made.turn(spec):
             return compile_soundly(made.compiler, request)
 
     def _moved_on(self, task: Task, attempt: Attempt, error: Exception) -> None:
@@ -211,15 +227,33 @@ class Scheduler:
             fitting(spec, task.piece, task.canonical, all(lo == hi for lo, hi in own.values()))
         except CompileRejected:
             return None  # said again, and reported, when the task's own turn comes
-        if not spec.capabilities.workers or not task.canonical.digest:
+        if not spec.capabilities.workers or not task.canonical.digest or bakes(spec):
             return None
+        if torch_compat.holds_tracing_lock() and not isinstance(executor, ProcessPoolExecutor):
+            return None  # torch.compile's lock is ours until it is done: a thread would wait for ever
         request = make_request(
             task.piece.module, task.canonical.signature(task.box, self.host.options(spec)),
             device_type=self.device_type, device=self.device, name=task.name, kind=task.piece.kind,
             key=task.canonical.digest, hints=task.hints,
         )  # fmt: skip
-        settings = {"options": dict(self.resolved.config.options)}
-        return executor.submit(compile_in_worker, request.to_bytes(), spec.name, settings)
+        try:
+            data = request.to_bytes()
+        except CompileFailed as error:
+            self.events.warn(
+                f"{error}; it is compiled in this process", kind="fallback", piece=task.name,
+                compiler=spec.name,
+            )  # fmt: skip
+            return None
+        return executor.submit(compile_in_worker, data, spec.name, self._worker_settings())
+
+    def _worker_settings(self) -> dict[str, Any]:
+        plugins = self.resolved.config.plugins
+        chosen: dict[str, Any] = {
+            "block": list(plugins.block), "prefer": dict(plugins.prefer), "autoload": plugins.autoload,
+        }  # fmt: skip
+        if plugins.allow is not None:
+            chosen["allow"] = list(plugins.allow)
+        return {"options": dict(self.resolved.config.options), "plugins": chosen}
 
     def _from_worker(
         self, spec: CompilerSpec, made: Instance, request: CompileRequest,
@@ -246,6 +280,11 @@ class Scheduler:
             return self._here(spec, made, request)
         function = made.compiler.load(artifact, request.signature, request.device)
         return CompileResult(function, artifact, tuple(answer["needs"]), answer["note"])
+
+
+def bakes(spec: CompilerSpec) -> bool:
+    """Say whether a compiler makes the weights part of what it compiles."""
+    return spec.capabilities.weights == "bake"
 
 
 def describe(task: Task) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from attrs import evolve, frozen
+from attrs import evolve
 from torch import fx
 
+from intarsia import torch_compat
 from intarsia.compiling.signature import fake_inputs, signature_from_dict, signature_to_dict
 from intarsia.errors import CompileFailed
-from intarsia.interfaces import CompileRequest, PassSpec, PieceSignature
+from intarsia.interfaces import CompileRequest, Option, PassSpec, PieceSignature
 from intarsia.split.encode import decode_graph, encode_graph
 
 _FORMAT = 1
@@ -22,6 +23,7 @@ def make_request(
     module: fx.GraphModule, signature: PieceSignature, *, device_type: str, device: int | None,
     name: str, kind: Any, key: str = "", passes: tuple[PassSpec, ...] = (),
     wants_artifact: bool = True, hints: Mapping[str, int] | None = None,
+    weights: Mapping[int, torch.Tensor] | None = None,
 ) -> CompileRequest:  # fmt: skip
     """Return a request whose fake inputs are made for its box, in a fake mode of their own.
 
@@ -29,6 +31,32 @@ def make_request(
     others find it.
     """
     mode, fakes = fake_inputs(signature, device, hints or {})
+    return CompileRequest(
+        graph=_copied(module, mode, fakes), fake_inputs=fakes, signature=signature, passes=passes,
+        device_type=device_type, device=device, name=name, kind=kind, key=key,
+        wants_artifact=wants_artifact, hints=dict(hints or {}), weights=weights,
+    )  # fmt: skip
+
+
+def next_request(
+    module: fx.GraphModule, earlier: CompileRequest, signature: PieceSignature,
+    weights: Mapping[int, torch.Tensor] | None,
+) -> CompileRequest | None:  # fmt: skip
+    """Return a request for the next compiler that is asked for a piece, which shares lowered forms.
+
+    None where the one before left conditions on sizes in the fake mode, which both would share.
+    """
+    mode = fake_mode_of(earlier)
+    environment = None if mode is None else mode.shape_env
+    if environment is None or torch_compat.shape_guards(environment):
+        return None
+    if torch_compat.replacements(environment):
+        return None
+    graph = _copied(module, mode, earlier.fake_inputs)
+    return evolve(earlier, graph=graph, signature=signature, weights=weights)
+
+
+def _copied(module: fx.GraphModule, mode: Any, fakes: Sequence[Any]) -> fx.GraphModule:
     graph = fx.Graph()
     result = graph.graph_copy(module.graph, {})
     graph.output(result)
@@ -36,11 +64,7 @@ def make_request(
     for node, fake in zip(_placeholders(made), fakes, strict=True):
         node.meta = {"example_value": fake, "val": fake}
     _mark_outputs(made, mode)
-    return CompileRequest(
-        graph=made, fake_inputs=fakes, signature=signature, passes=passes, device_type=device_type,
-        device=device, name=name, kind=kind, key=key, wants_artifact=wants_artifact,
-        hints=dict(hints or {}),
-    )  # fmt: skip
+    return made
 
 
 def _placeholders(module: fx.GraphModule) -> list[fx.Node]:
@@ -77,6 +101,12 @@ def request_to_bytes(request: CompileRequest) -> bytes:
     Raises:
         CompileFailed: the graph holds something without a plain form, which the message names.
     """
+    if request.weights is not None:
+        raise CompileFailed(
+            f"{request.name} cannot be sent to another process",
+            why="its compiler bakes the weights into the artifact, and they are not sent",
+            subject=request.name,
+        )
     try:
         graph = encode_graph(request.graph.graph, request.graph)
     except Exception as error:
@@ -95,6 +125,7 @@ def request_to_bytes(request: CompileRequest) -> bytes:
         "wants_artifact": request.wants_artifact,
         "hints": dict(request.hints),
         "needs": needs_of(request.graph),
+        "passes": [_pass_to_dict(spec) for spec in request.passes],
     }
     return json.dumps(data).encode()
 
@@ -119,8 +150,67 @@ def request_from_bytes(data: bytes) -> CompileRequest:
     return make_request(
         module, signature_from_dict(fields["signature"]), device_type=fields["device_type"],
         device=fields["device"], name=fields["name"], kind=fields["kind"], key=fields["key"],
+        passes=tuple(map(_pass_from_dict, fields["passes"])),
         wants_artifact=fields["wants_artifact"], hints=fields["hints"],
     )  # fmt: skip
+
+
+_TYPES: Mapping[str, type] = {
+    t.__name__: t for t in (bool, int, float, str, list, tuple, dict, type(None), object)
+}
+
+
+def _pass_to_dict(spec: PassSpec) -> dict[str, Any]:
+    """Return a pass as plain data: its own record, so that the other process runs this very pass.
+
+    Raises:
+        CompileFailed: it holds something that has no plain form.
+    """
+    for what, reference in (("factory", spec.factory), ("boxes", spec.boxes)):
+        if reference is not None and not isinstance(reference, str):
+            raise _unsendable(spec, f'its {what} is not a "module:name" string')
+    options = {name: _option_to_dict(spec, name, o) for name, o in spec.options.items()}
+    return {
+        "name": spec.name, "version": spec.version, "stage": spec.stage, "factory": spec.factory,
+        "options": options, "before": list(spec.before), "after": list(spec.after),
+        "boxes": spec.boxes, "min_matches": spec.min_matches,
+    }  # fmt: skip
+
+
+def _option_to_dict(spec: PassSpec, name: str, option: Option) -> dict[str, Any]:
+    types = option.type if isinstance(option.type, tuple) else (option.type,)
+    names = [t.__name__ for t in types]
+    if any(_TYPES.get(n) is not t for n, t in zip(names, types, strict=True)):
+        raise _unsendable(spec, f"its option {name} has the type {' | '.join(names)}")
+    try:
+        same = json.loads(json.dumps(option.default)) == option.default
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise _unsendable(spec, f"its option {name} has the default {option.default!r}")
+    return {"default": option.default, "type": names, "doc": option.doc, "in_key": option.in_key}
+
+
+def _unsendable(spec: PassSpec, why: str) -> CompileFailed:
+    return CompileFailed(
+        f'the pass "{spec.name}" cannot be sent to another process', why=why,
+        next_step='Give it as a "module:name" string and plain options, or compile without executor.',
+        subject=spec.name,
+    )  # fmt: skip
+
+
+def _pass_from_dict(data: Mapping[str, Any]) -> PassSpec:
+    options = {
+        name: Option(o["default"], _type_of(o["type"]), o["doc"], o["in_key"])
+        for name, o in data["options"].items()
+    }
+    ordered = {"before": tuple(data["before"]), "after": tuple(data["after"])}
+    return PassSpec(**{**data, **ordered, "options": options})
+
+
+def _type_of(names: Sequence[str]) -> Any:
+    types = tuple(_TYPES[name] for name in names)
+    return types if len(types) > 1 else types[0]
 
 
 def needs_of(module: fx.GraphModule) -> list[str]:
@@ -167,15 +257,6 @@ def import_needs(needs: list[str]) -> None:
             resolve_operation(name)
 
 
-@frozen
-class CompileOrder:
-    """What a worker is asked: a request, and the compiler to ask, by name."""
-
-    request: bytes
-    compiler: str
-    config: Mapping[str, Any]
-
-
 def compile_in_worker(request: bytes, compiler: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Compile a request in another process; returns the artifact, what it needs, and a note.
 
@@ -189,6 +270,7 @@ def compile_in_worker(request: bytes, compiler: str, config: Mapping[str, Any]) 
     restored = request_from_bytes(request)
     host = Host(load_config(dict(config), environ={}))
     spec = host.compiler(compiler)
-    made = built_for(host, spec, restored.device).compiler
-    result = compile_soundly(made, evolve(restored, wants_artifact=True))
+    made = built_for(host, spec, restored.device)
+    with made.turn(spec):  # the "process" may be a thread of this one
+        result = compile_soundly(made.compiler, evolve(restored, wants_artifact=True))
     return {"artifact": result.artifact, "needs": tuple(result.needs), "note": result.note}

@@ -12,6 +12,7 @@ from attrs import define, evolve, field, frozen
 from intarsia.capture.graph import Graph
 from intarsia.compiling.boxes import PlannedBox
 from intarsia.compiling.tasks import Outcome
+from intarsia.errors import ContractError
 from intarsia.runtime.check import CheckedCallable
 from intarsia.runtime.source import bind_code, code_of
 from intarsia.runtime.stitch import Stitching
@@ -161,6 +162,15 @@ class BoundBox:
 
     def _bound(self, piece: PlannedPiece, outcome: Outcome, weights: Sequence[Any]) -> Forward:
         function = outcome.result.callable
+        for i, baked in (outcome.baked or {}).items():
+            if weights[piece.weights[i]] is not baked:
+                entry = self.plan.graph.inputs[piece.weights[i]]
+                raise ContractError(
+                    f"the weight {entry.name} of {self.name} was replaced",
+                    why=f'compiler "{outcome.compiler}" has made it part of what it compiled',
+                    next_step="Compile the model again, or put the weight back.",
+                    subject=entry.name,
+                )
         bind = getattr(outcome.instance.compiler, "bind", None)
         if bind is None:
             return function
