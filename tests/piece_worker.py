@@ -23,9 +23,9 @@ def compile_and_run(data: bytes, compiler: str, inputs: bytes) -> bytes:
     """Restore a request, compile it and run it once. Called in the spawned process."""
     spec = Host().compiler(compiler)
     request = CompileRequest.from_bytes(data)
-    options = {name: option.default for name, option in spec.options.items()}
-    made = resolve_reference(spec.factory)(options, None).compile(request)
-    return packed(run(made.callable, unpacked(inputs)))
+    host = Host()
+    made = resolve_reference(spec.factory)(host.options(spec, {}), None).compile(request)
+    return packed(run(lambda *values: made.run(values), unpacked(inputs)))
 
 
 def packed(value: Any) -> bytes:

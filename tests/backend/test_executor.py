@@ -272,7 +272,9 @@ class Baker(EagerCompiler):
 
 def test_equal_pieces_with_other_weights_are_baked_apart() -> None:
     capabilities = evolve(EVERYTHING, weights="bake")
-    host = plugin_with(CompilerSpec("baker", "1", lambda *_: Baker({}, None), capabilities=capabilities))
+    host = plugin_with(
+        CompilerSpec("baker", "1", lambda *_: Baker({}, None), capabilities=capabilities)
+    )
     model, x = Model(), torch.randn(3, 8)
     with ThreadPoolExecutor(1) as pool:
         made = intarsia.compile(model, (x,), host=host, compilers=["baker"], strict=True,
@@ -324,7 +326,9 @@ class Closing(EagerCompiler):
 
 def test_what_was_bound_is_closed_after_a_rebind_and_everything_by_close() -> None:
     Closing.events.clear()
-    host = plugin_with(CompilerSpec("closing", "1", lambda *_: Closing({}, None), capabilities=EVERYTHING))
+    host = plugin_with(
+        CompilerSpec("closing", "1", lambda *_: Closing({}, None), capabilities=EVERYTHING)
+    )
     model, x = Model(), torch.randn(3, 8)
     made = intarsia.compile(model, (x,), host=host, compilers=["closing"],
                             split_at=["torch.sigmoid", "torch.relu"])  # fmt: skip
