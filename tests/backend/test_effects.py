@@ -61,8 +61,27 @@ def shrunk(x: Tensor, d: dict[str, Any]) -> Tensor:
     return x + 1
 
 
+def inside_and_longer(x: Tensor, d: dict[str, Any]) -> Tensor:
+    d["dicts"][0]["k"] = x * 2
+    d["dicts"].append({"k": x * 3})
+    return x + 1
+
+
+def replaced_and_kept(x: Tensor, d: dict[str, Any]) -> Tensor:
+    d["c"] = d["dicts"][0]
+    d["dicts"][0] = {"k": x}
+    return x + 1
+
+
+def swapped_and_written(x: Tensor, d: dict[str, Any]) -> Tensor:
+    d["dicts"].reverse()
+    d["dicts"][0]["k"] = x
+    return x + 1
+
+
 def arguments() -> dict[str, Any]:
     return {"a": torch.tensor([1.0]), "b": torch.tensor([2.0]),
+            "dicts": [{"k": torch.tensor([6.0])}, {"k": torch.tensor([7.0])}],
             "list": [torch.tensor([3.0]), torch.tensor([4.0]), torch.tensor([5.0])]}  # fmt: skip
 
 
@@ -77,14 +96,15 @@ def plain(value: Any) -> Any:
 
 @pytest.mark.parametrize(
     "function",
-    [swap, prepend, rotate, old_returned, old_kept, new_container, emptied, shrunk],
+    [swap, prepend, rotate, old_returned, old_kept, new_container, emptied, shrunk, inside_and_longer,
+     replaced_and_kept, swapped_and_written],
     ids=lambda f: f.__name__,
 )
 def test_writes_to_an_argument_read_what_was_there_before(function: Callable[..., Any]) -> None:
     compiled = intarsia.compile(function, (torch.ones(1), arguments()), compilers=["eager"])
     for _ in range(2):
         mine, wanted = arguments(), arguments()
-        tensors = dict(mine)
+        tensors, dicts = dict(mine), list(mine["dicts"])
         result = compiled(torch.ones(1), mine)
         expected = function(torch.ones(1), wanted)
         assert plain(result) == plain(expected)
@@ -92,6 +112,10 @@ def test_writes_to_an_argument_read_what_was_there_before(function: Callable[...
         if function is swap:
             assert mine["a"] is tensors["b"]
             assert mine["b"] is tensors["a"]
+        if function is replaced_and_kept:
+            assert mine["c"] is dicts[0]
+        if function is swapped_and_written:
+            assert mine["dicts"][0] is dicts[1]
         if isinstance(expected, dict):
             assert (result is mine) == (expected is wanted)
             assert (result is mine.get("new")) == (expected is wanted.get("new"))

@@ -249,33 +249,26 @@ def template_source(
 # -------------------------------------------------------------------------------------------- effects
 
 
-def effects_between(
-    before: Any, after: Any, path: Path, known: Known, seen: set[int] | None = None
+def effects_on(
+    before: Any, after: Any, path: Path, known: Known, twins: Mapping[int, Any]
 ) -> list[Effect]:
-    """Return the writes that lead from one state of a tree to another, both structural copies."""
-    seen = set() if seen is None else seen
-    if id(after) in seen or isinstance(after, torch.Tensor) or is_scalar(after) or is_opaque(after):
-        return []
-    seen.add(id(after))
-    if isinstance(after, tuple) and len(before) == len(after):
-        pairs = zip(enumerate(before), after, strict=True)
-        return [e for (i, b), a in pairs for e in effects_between(b, a, path.item(i), known, seen)]
-    if isinstance(after, list) and len(before) != len(after):
-        return [Effect(path, template_of(list(after), known), "contents")]
+    """Return the writes to one container or object itself, not to what is inside its parts.
+
+    `before` is its structural copy from before the writes; `twins` gives the copy of each object by id.
+    """
     old, new = _places(before), _places(after)
+    if isinstance(after, list) and len(old) != len(new):
+        return [Effect(path, template_of(list(after), known), "contents")]
     if isinstance(after, Mapping) and set(old) - set(new):
         return [Effect(path, template_of(dict(after), known), "contents")]
     kind: Literal["attribute", "item"] = (
         "item" if isinstance(after, list | Mapping) else "attribute"
     )
-    found: list[Effect] = []
-    for key, value in new.items():
-        place = path.item(key) if kind == "item" else path.attribute(key)
-        if key in old and _same_place(old[key], value):
-            found.extend(effects_between(old[key], value, place, known, seen))
-        else:
-            found.append(Effect(place, template_of(value, known), kind))
-    return found
+    return [
+        Effect(path.item(key) if kind == "item" else path.attribute(key), template_of(value, known), kind)
+        for key, value in new.items()
+        if key not in old or not _same_place(old[key], value, twins)
+    ]
 
 
 def _places(value: Any) -> dict[Any, Any]:
@@ -284,9 +277,13 @@ def _places(value: Any) -> dict[Any, Any]:
     return dict(value) if isinstance(value, Mapping) else dict(vars(value))
 
 
-def _same_place(old: Any, new: Any) -> bool:
+def _same_place(old: Any, new: Any, twins: Mapping[int, Any]) -> bool:
     if isinstance(new, torch.Tensor) or isinstance(old, torch.Tensor) or is_opaque(new):
         return old is new
     if is_scalar(new):
         return type(old) is type(new) and bool(old == new)
-    return type(old) is type(new)  # containers and objects are compared part by part
+    if isinstance(new, tuple):
+        return type(old) is type(new) and len(old) == len(new) and all(
+            _same_place(o, n, twins) for o, n in zip(old, new, strict=True)
+        )  # fmt: skip
+    return twins.get(id(new)) is old

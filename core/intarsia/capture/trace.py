@@ -35,7 +35,7 @@ from intarsia.capture.structure import (
     Path,
     Step,
     Template,
-    effects_between,
+    effects_on,
     is_opaque,
     is_scalar,
     structural_copy,
@@ -439,7 +439,9 @@ def rebuild(
     marks = _markers(output)
     memo: dict[int, Any] = {}
     arguments = {name: structural_copy(v, memo) for name, v in call.values.items()}
-    before = {name: structural_copy(v) for name, v in arguments.items()}
+    twins: dict[int, Any] = {}
+    for value in arguments.values():
+        structural_copy(value, twins)
     objects = _objects(arguments)
     received: list[tuple[Any, ...]] = []
 
@@ -457,8 +459,8 @@ def rebuild(
             held.restore()
         known = _known(marks, objects, paths, weights)
         effects = [
-            effect for name, after in arguments.items()
-            for effect in effects_between(before[name], after, Path(name), known)
+            effect for key, (path, after) in objects.items()
+            for effect in effects_on(twins[key], after, path, known, twins)
         ]  # fmt: skip
         effects += [
             Effect(path, template_of(new, known), "attribute") for path, new in changed

@@ -196,8 +196,9 @@ class _Writer:
         buffers = [b for b in map(self._buffer, self.graph.effects) if b is not None]
         new = [self._kept(e.template, values, buffers) for e in self.graph.effects]
         result = self._kept(self.graph.result, values, buffers)
-        for effect, template in zip(self.graph.effects, new, strict=True):
-            self.body.lines.append(self._effect(effect, self._template(template, values)))
+        targets = [self._target(e) for e in self.graph.effects]
+        for target, effect, template in zip(targets, self.graph.effects, new, strict=True):
+            self.body.lines.append(self._effect(target, effect, self._template(template, values)))
         self.body.lines.append(f"return {self._template(result, values)}")
 
     def _kept(self, template: Template, values: Sequence[str], buffers: Sequence[str]) -> Template:
@@ -255,10 +256,18 @@ class _Writer:
         renames = {n: self.body.space.bind(v, _hint(v)) for n, v in made.names.items()}
         return _rename(made.text, renames)
 
-    def _effect(self, effect: Effect, value: str) -> str:
+    def _target(self, effect: Effect) -> str:
+        """Return what to write to: the object that is there now, wherever other writes move it."""
+        if self._on_model(effect):
+            return ""
+        steps = effect.target.steps if effect.kind == "contents" else effect.target.steps[:-1]
+        owner = self._path(Path(effect.target.root, steps))
+        owner = self._variable(owner) if steps else owner
+        return str(Path(owner, effect.target.steps[len(steps) :]))
+
+    def _effect(self, target: str, effect: Effect, value: str) -> str:
         if self._on_model(effect):
             return self._model_effect(effect, value)
-        target = self._path(effect.target)
         if effect.kind == "contents":
             if effect.template.kind == "list":
                 return f"{target}[:] = {value}"
