@@ -17,11 +17,11 @@ from intarsia.capture.dynamic import Dynamic, named_dims
 from intarsia.capture.graph import Graph
 from intarsia.capture.regions import regional_trace
 from intarsia.capture.trace import bind_call, capture, describe
+from intarsia.compiled import Compiled, Engine
 from intarsia.compiling.boxes import PlannedBox
 from intarsia.compiling.routes import check_names
 from intarsia.compiling.signature import size_of
 from intarsia.compiling.tasks import Outcome, Scheduler
-from intarsia.compiled import Compiled, Engine
 from intarsia.config import Config, ResolvedConfig, load_config
 from intarsia.errors import CaptureError, ShapeError
 from intarsia.host import Host
@@ -86,7 +86,9 @@ def compile(
     resolved = load_config(config, **overrides, **extra)
     listeners = (on_event,) if callable(on_event) else tuple(on_event)
     title = resolved.config.name or f"{describe(model)}-{next(_SERIAL)}"
-    job = _Job(model, tuple(args), dict(kwargs or {}), dynamic or {}, resolved, host, title, listeners)
+    job = _Job(
+        model, tuple(args), dict(kwargs or {}), dynamic or {}, resolved, host, title, listeners
+    )
     job.events.spent("setup", time.monotonic() - begun)
     return job.run()
 
@@ -109,7 +111,11 @@ class _Job:
         if isinstance(model, torch.nn.Module):
             tensors += [*model.parameters(), *model.buffers()]
         place = effective_settings(resolved, self.host, tensors)
-        self.platform, self.device_type, self.device = place.platform, place.device_type, place.device
+        self.platform, self.device_type, self.device = (
+            place.platform,
+            place.device_type,
+            place.device,
+        )
         self.resolved, self.changes = place.resolved, place.changes
         self.components = place.components
         check_names(self.resolved.config, self.host)
@@ -142,9 +148,7 @@ class _Job:
                 splits[key] = self.pipeline.split(graph, fixed)
             fitted = self.pipeline.fitted(splits[key].graph, planned) if fixed else planned
             parts.append((fitted, splits[key]))
-        scheduler = Scheduler(
-            self.host, self.resolved, self.events, self.device_type, self.device
-        )
+        scheduler = Scheduler(self.host, self.resolved, self.events, self.device_type, self.device)
         outcomes = self.pipeline.compile(parts, scheduler)
         return self._bind(parts, outcomes, list(splits.values()), scheduler)
 
@@ -188,7 +192,9 @@ class _Job:
             assert main.arguments is not None
             mutated = {p for g in graphs for p in _mutated_arguments(g)}
             tensors = tensor_contracts(graphs, mutated, self.named)
-            symbols = tuple(n for n, s in main.symbols.items() if s.dispatch and n in _used(tensors))
+            symbols = tuple(
+                n for n, s in main.symbols.items() if s.dispatch and n in _used(tensors)
+            )
             try:
                 entry = write_entry(main.arguments, tensors, symbols,
                                     by_value=self.config.check == "values")  # fmt: skip
@@ -297,4 +303,3 @@ def _sources(entry: Any, boxes: Sequence[BoundBox]) -> dict[str, str]:
             fixed = "".join(f" {n}={v}" for n, v in box.plan.fixed.items())
             found[f"stitching{fixed} {number}"] = stitching.source
     return found
-

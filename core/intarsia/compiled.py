@@ -42,7 +42,8 @@ class Engine:
     stale: bool = False
     _lock: threading.RLock = field(factory=threading.RLock, alias="_lock", repr=False)
     _memory: Memory | None = field(default=None, alias="_memory", repr=False)
-    _announced: list[Announced] = field(factory=list, alias="_announced", repr=False)
+    _announced: list[Announced] = field(factory=list, init=False, repr=False)
+    _announced_lock: threading.Lock = field(factory=threading.Lock, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         for box in self.dispatcher.boxes:
@@ -119,11 +120,18 @@ class Engine:
 
     def weight_changed(self, announced: Announced | None = None) -> None:
         """Note that a weight was replaced, or will be: the next call binds the plans anew."""
-        if announced is not None:
-            self._announced.append(announced)
+        self._waiting(announced)
         self.stale = True
         self._memory = None
         self.dispatcher.forget()
+
+    def _waiting(self, announced: Announced | None = None) -> bool:
+        """Add a replacement, forget those that are made, and say whether some are left."""
+        with self._announced_lock:
+            self._announced = [one for one in self._announced if not one.is_made()]
+            if announced is not None:
+                self._announced.append(announced)
+            return bool(self._announced)
 
     def _converted(self) -> None:
         self.weight_changed()
@@ -138,8 +146,7 @@ class Engine:
         with self._lock:
             self.stale = False
             self._memory = None
-            waiting = [one for one in tuple(self._announced) if not one.is_made()]
-            self._announced[:] = waiting
+            waiting = self._waiting()
             try:
                 self._rebind_boxes(self.dispatcher.boxes)
             except ContractError:
@@ -244,7 +251,9 @@ class Compiled(torch.nn.Module):
         boxes = self._engine.dispatcher.boxes
         for box in boxes:
             box.close()
-        shared = {id(o.result.callable): o.result.callable for b in boxes for o in b.outcomes.values()}
+        shared = {
+            id(o.result.callable): o.result.callable for b in boxes for o in b.outcomes.values()
+        }
         for function in shared.values():  # equal pieces share one
             close_callable(function)
         self.__dict__["_call"] = _closed(name)
@@ -317,6 +326,8 @@ def _forwarder(engine: Engine) -> Callable[[Announced], None]:
 
 def _closed(name: str) -> Callable[..., Any]:
     def call(*_args: Any, **_kwargs: Any) -> Any:
-        raise ContractError(f"{name} was closed", next_step="Compile the model again.", subject=name)
+        raise ContractError(
+            f"{name} was closed", next_step="Compile the model again.", subject=name
+        )
 
     return call

@@ -67,7 +67,11 @@ def refuse_unserved(resolved: ResolvedConfig) -> None:
         if value != served:
             raise _unserved(resolved, key, value, served, what)
     passes = resolved.config.passes
-    for key, value in (("enable", passes.enable), ("disable", passes.disable), ("limit", passes.limit)):
+    for key, value in (
+        ("enable", passes.enable),
+        ("disable", passes.disable),
+        ("limit", passes.limit),
+    ):
         if value:
             raise _unserved(resolved, f"passes.{key}", value, None, "running graph passes")
 
@@ -79,6 +83,7 @@ def _unserved(
     return ConfigError(
         f"{name} = {value!r} ({resolved.origin(key)}) cannot be served",
         why=f"{what} is not part of this version of intarsia",
-        next_step=f"Leave {name} out" + (f", or set it to {served!r}." if served is not None else "."),
+        next_step=f"Leave {name} out"
+        + (f", or set it to {served!r}." if served is not None else "."),
         subject=key,
     )

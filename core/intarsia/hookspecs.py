@@ -154,9 +154,7 @@ def intarsia_choose_compiler(
 
 
 @spec
-def intarsia_adjust_config(
-    config: Any, traits: Mapping[str, str]
-) -> Iterable[ConfigChange] | None:
+def intarsia_adjust_config(config: Any, traits: Mapping[str, str]) -> Iterable[ConfigChange] | None:
     """Return settings to change for this device. What the user has set is never overridden silently:
     that is an error which names the plugin and the key.
 

@@ -232,7 +232,9 @@ class _GraphJob:
     def _input(self, index: int, hole: fx.Node) -> GraphInput:
         if isinstance(nodes.value_of(hole), torch.Tensor):
             is_parameter = torch_compat.is_static_placeholder(hole)
-            return GraphInput("argument", hole.name, path=Path(f"a{index}"), is_parameter=is_parameter)
+            return GraphInput(
+                "argument", hole.name, path=Path(f"a{index}"), is_parameter=is_parameter
+            )
         return GraphInput("argument", hole.name, path=Path(f"a{index}"))
 
     # -- boxes
@@ -357,4 +359,4 @@ def _sizes_that_occur(graph: Graph, box: Mapping[str, tuple[int, int]]) -> dict[
 
 def _is_argument(source: str, argument: str) -> bool:
     """Say whether Dynamo's source is the argument of a name: L['x'], or L['kwargs']['x']."""
-    return source.endswith(f"[{argument!r}]") and source.startswith("L[") or source == argument
+    return (source.endswith(f"[{argument!r}]") and source.startswith("L[")) or source == argument

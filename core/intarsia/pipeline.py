@@ -91,7 +91,9 @@ class Pipeline:
                 check_partition(graph.module, made)
             kinds = dict(zip(made.placeholders, graph.inputs, strict=True))
             canonicals = tuple(canonical(p, graph, kinds) for p in made.pieces)
-            choices = tuple(self._choice(p, c) for p, c in zip(made.pieces, canonicals, strict=True))
+            choices = tuple(
+                self._choice(p, c) for p, c in zip(made.pieces, canonicals, strict=True)
+            )
             self._refuse_unused_routes(made, canonicals)
         return SplitGraph(graph, made, canonicals, choices, fixed)
 
@@ -105,7 +107,9 @@ class Pipeline:
 
         config = self.config
         wanted = config.split_at or tuple(self.platform.rules)
-        found = [(v if isinstance(v, str) else getattr(v, "__qualname__", repr(v)), v) for v in wanted]
+        found = [
+            (v if isinstance(v, str) else getattr(v, "__qualname__", repr(v)), v) for v in wanted
+        ]
         rules = [(text, rule_from(value, named)) for text, value in found]
         rules += [(word, rule_from(named(word), named)) for word in config.split_rule]
         rules += [(f"support of {n}", self._support(n)) for n in config.split_by_support]
@@ -230,7 +234,9 @@ class Pipeline:
         names = split.choices[piece.index].compilers
         if not any(bakes(self.host.compiler(name)) for name in names):
             return None
-        values = {n: split.graph.inputs[i].value for i, n in enumerate(split.partition.placeholders)}
+        values = {
+            n: split.graph.inputs[i].value for i, n in enumerate(split.partition.placeholders)
+        }
         found = {i: values.get(n) for i, n in enumerate(piece.inputs)}
         return {i: value for i, value in found.items() if value is not None}
 
@@ -357,4 +363,3 @@ def device_of(tensors: Sequence[torch.Tensor]) -> tuple[str | None, int | None]:
             )
         return types.pop(), indices[0] if indices else None
     return ("cpu" if kinds else None), None
-

@@ -379,7 +379,9 @@ def readable(expression: Any, names: Mapping[Any, str]) -> str:
 
     renamed = expression.xreplace({s: sympy.Symbol(n) for s, n in names.items()})
     relations = {"Eq": "==", "Ne": "!="}
-    kind = relations.get(type(renamed).__name__.replace("Equality", "Eq").replace("Unequality", "Ne"))
+    kind = relations.get(
+        type(renamed).__name__.replace("Equality", "Eq").replace("Unequality", "Ne")
+    )
     if kind is not None:
         return f"{renamed.args[0]} {kind} {renamed.args[1]}"
     return str(renamed)
@@ -723,8 +725,8 @@ def inductor_compile(
     """
     import torch._functorch.config
     from torch._inductor.compile_fx import compile_fx_inner
-    from torch.fx.experimental import _config
     from torch._inductor.standalone_compile import standalone_compile
+    from torch.fx.experimental import _config
 
     fx_config: Any = _config
     made: list[tuple[Any, tuple[int, int]]] = []
@@ -796,7 +798,11 @@ def cpp_compiler_is_modern() -> bool:
         return False
     try:
         answer = subprocess.run(
-            [get_cpp_compiler(), "--version"], capture_output=True, text=True, timeout=30, check=True
+            [get_cpp_compiler(), "--version"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
         ).stdout
     except Exception:  # no compiler: Inductor has the better message
         return False

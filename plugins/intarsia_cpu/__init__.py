@@ -20,6 +20,10 @@ def intarsia_platforms() -> list[PlatformSpec]:
     """Bring the platform "cpu"."""
     return [
         PlatformSpec(
-            name="cpu", device_type="cpu", traits=traits_of, compilers=("inductor", "eager"), priority=0
+            name="cpu",
+            device_type="cpu",
+            traits=traits_of,
+            compilers=("inductor", "eager"),
+            priority=0,
         )
     ]

@@ -21,7 +21,11 @@ def intarsia_compilers() -> list[CompilerSpec]:
             factory="intarsia_eager.adaptor:EagerCompiler",
             supports=supports,
             capabilities=Capabilities(
-                dynamic_shapes=True, mutation=True, custom_ops=True, subclasses=True, concurrent=True
+                dynamic_shapes=True,
+                mutation=True,
+                custom_ops=True,
+                subclasses=True,
+                concurrent=True,
             ),
         )
     ]

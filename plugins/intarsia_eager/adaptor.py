@@ -51,6 +51,8 @@ def _function(module: fx.GraphModule) -> Callable[..., Sequence[Any]]:
 
 def _artifact(module: fx.GraphModule) -> bytes | None:
     try:
-        return json.dumps({"graph": encode_graph(module.graph, module), "needs": needs_of(module)}).encode()
+        return json.dumps(
+            {"graph": encode_graph(module.graph, module), "needs": needs_of(module)}
+        ).encode()
     except CannotEncode:
         return None  # runs here all the same, but has no plain form to keep

@@ -23,7 +23,8 @@ def intarsia_compilers() -> list[CompilerSpec]:
             options={
                 "*": Option(None, object, "Any setting of `torch._inductor.config`, by its name."),
                 "direct": Option(
-                    True, bool,
+                    True,
+                    bool,
                     "Call the generated code without AOTAutograd's wrappers where that is safe.",
                 ),
             },

@@ -218,7 +218,9 @@ def test_generated_source_goes_with_its_model() -> None:
 
     gc.collect()
     before = count()
-    compiled = intarsia.compile(by_name("consumers").build(), args=(randn(6, 4),), compilers=["eager"])
+    compiled = intarsia.compile(
+        by_name("consumers").build(), args=(randn(6, 4),), compilers=["eager"]
+    )
     compiled(randn(6, 4))
     assert count() > before, "tracebacks show its lines"
     compiled.close()

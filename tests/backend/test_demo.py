@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from intarsia.cli import main
 
+from intarsia.cli import main
 from tests.toys import write_distribution
 
 needs_weights = pytest.mark.skipif(
@@ -124,6 +124,7 @@ def test_tokens_are_those_of_eager(compiler: str, capsys: pytest.CaptureFixture[
 
 def test_cached_tokens_are_those_without_a_cache() -> None:
     import torch
+
     from intarsia.cli.demo_llama import CachedLlama, generate, prompts
 
     model = CachedLlama(2, 32)
@@ -139,6 +140,7 @@ def test_cached_tokens_are_those_without_a_cache() -> None:
 
 def test_every_token_is_asked_of_the_compiled_model() -> None:
     import torch
+
     from intarsia.cli.demo_llama import CachedLlama, generate, prompts
 
     model, asked = CachedLlama(1, 32), []

@@ -96,8 +96,19 @@ def plain(value: Any) -> Any:
 
 @pytest.mark.parametrize(
     "function",
-    [swap, prepend, rotate, old_returned, old_kept, new_container, emptied, shrunk, inside_and_longer,
-     replaced_and_kept, swapped_and_written],
+    [
+        swap,
+        prepend,
+        rotate,
+        old_returned,
+        old_kept,
+        new_container,
+        emptied,
+        shrunk,
+        inside_and_longer,
+        replaced_and_kept,
+        swapped_and_written,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_writes_to_an_argument_read_what_was_there_before(function: Callable[..., Any]) -> None:

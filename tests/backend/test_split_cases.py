@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-import intarsia
 import pytest
 import torch
 import torch.nn.functional as F
-from intarsia.interfaces import Cut
 from torch import Tensor, nn
 
+import intarsia
+from intarsia.interfaces import Cut
 from tests import models
 from tests.checks import compare_call, no_fallbacks, piece_records, same_as_eager
 from tests.models import Inputs, Sizes, randn, random_

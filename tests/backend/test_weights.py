@@ -297,6 +297,16 @@ def test_a_weight_that_torch_has_only_announced_is_not_the_last_word() -> None:
     assert not compiled._engine.stale, "and then it is settled"
 
 
+def test_weights_that_are_replaced_without_a_call_are_not_all_kept() -> None:
+    model = net()
+    compiled = compiled_net(model)
+    for seed in range(5):
+        model.one.weight = nn.Parameter(randn(4, 4, seed=seed))
+    assert len(compiled._engine._announced) == 1
+    right(compiled, model)
+    assert not compiled._engine._announced
+
+
 # ---------------------------------------------------------------------------------------------- tied
 
 

@@ -38,7 +38,7 @@ def measure(way: str, layers: int) -> dict[str, Any]:
     with torch.no_grad():
         expected = model(**call)
     report: dict[str, Any] = {}
-    intarsia.compile  # noqa: B018  (resolves the lazy import, as `import torch` was resolved)
+    intarsia.compile
     with Measured() as measured, torch.no_grad():
         if way == "intarsia":
             compiled = intarsia.compile(
@@ -102,7 +102,9 @@ def main() -> None:
             mine = found.get(f"intarsia {layers}", entry)
             rows.append([way, layers, entry["cpu"], entry["cpu"] - entry["compiler"], entry["wall"],
                          mine["cpu"] / entry["cpu"]])  # fmt: skip
-    print("\n" + table(["way", "layers", "CPU s", "without C++", "wall s", "intarsia / this"], rows))
+    print(
+        "\n" + table(["way", "layers", "CPU s", "without C++", "wall s", "intarsia / this"], rows)
+    )
     write_json(options.json, {"header_cpu": header, "results": found})
 
 

@@ -50,7 +50,10 @@ class Measured:
 
 
 def run_child(
-    script: Path, arguments: Sequence[str], caches: Path, environment: Mapping[str, str] | None = None
+    script: Path,
+    arguments: Sequence[str],
+    caches: Path,
+    environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Run a script in a new process whose Inductor and Triton caches are in a folder; returns its JSON."""
     variables = {

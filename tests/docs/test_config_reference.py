@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from intarsia.config import load_config
 from intarsia.config.reference import reference
 from intarsia.config.settings import Config

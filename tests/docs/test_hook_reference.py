@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from attrs import fields, has
+
 from intarsia import hook_reference, interfaces
 from intarsia.hook_reference import documented, hooks, reference
 

@@ -10,9 +10,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from intarsia import errors
 from intarsia.cli import COMMANDS
-
 from tests.toys import write_distribution
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -23,7 +23,7 @@ acme = "intarsia_acme"
 py-modules = ["intarsia_acme", "intarsia_acme_parts"]
 """
 
-PLUGIN = '''
+PLUGIN = """
 from intarsia.interfaces import (
     Capabilities, CompilerSpec, PassManagerSpec, SplitRuleSpec, StaticGraphSpec,
 )
@@ -46,9 +46,9 @@ def intarsia_pass_managers():
 
 def intarsia_static_graphs():
     return [StaticGraphSpec("acme", "intarsia_acme_parts:Graphs")]
-'''
+"""
 
-PARTS = '''
+PARTS = """
 from intarsia.interfaces import CompileResult, Decision, PassReport
 
 
@@ -90,7 +90,7 @@ class Graphs:
 
     def budget(self, device):
         return {"slots": 3}
-'''
+"""
 
 SETTINGS = """
 compilers = ["acme"]
@@ -131,7 +131,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(wheels),
                     str(source)], check=True)  # fmt: skip
     (wheel,) = wheels.glob("*.whl")
-    subprocess.run([*pip, "install", "-q", "--no-deps", "--target", str(target), str(wheel)], check=True)
+    subprocess.run(
+        [*pip, "install", "-q", "--no-deps", "--target", str(target), str(wheel)], check=True
+    )
     return target
 
 

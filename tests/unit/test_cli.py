@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from intarsia import __version__
 from intarsia.cli import COMMANDS, main
-
 from tests.toys import write_distribution, write_good
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from attrs import define, field
+
 from intarsia.cli import progress
 from intarsia.cli.logs import readable_logs
 from intarsia.cli.progress import Progress

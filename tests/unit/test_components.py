@@ -28,7 +28,9 @@ class Reversed:
         """Return the passes in the opposite order."""
         return list(reversed(specs))
 
-    def run(self, passes: Sequence[BoundPass], stage: Any, graph: Any, _: PassContext) -> PassReport:
+    def run(
+        self, passes: Sequence[BoundPass], stage: Any, graph: Any, _: PassContext
+    ) -> PassReport:
         """Run nothing."""
         return PassReport(stage)
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from intarsia.config import load_config
 from intarsia.entry_points import plugin_entries
 from intarsia.errors import ConfigError, PluginError
@@ -33,7 +34,6 @@ from intarsia.interfaces import (
     StoreSpec,
 )
 from intarsia.plugin_manifest import check_manifest, manifest
-
 from tests.toys import host_in_child, write_distribution, write_good
 
 MakeHost = Callable[..., Host]

@@ -212,16 +212,16 @@ def outside_arguments(source: str, capture: FrameCapture) -> bool:
     return not any(f"L[{name!r}]" in source for name in parameters)
 
 
-def _freeze(
-    source: str, kind: str, scope: dict[str, Any], root_name: str
-) -> FrozenValue | None:
+def _freeze(source: str, kind: str, scope: dict[str, Any], root_name: str) -> FrozenValue | None:
     code = _compiled(source)
     if code is None:
         return None
     get = _reader(code, kind, scope)
     try:
         value = get()
-    except Exception:  # Dynamo's sources may name helpers of its own; such a value has no plain form
+    except (
+        Exception
+    ):  # Dynamo's sources may name helpers of its own; such a value has no plain form
         return None
     if not _is_plain(value):
         return None

@@ -110,7 +110,9 @@ def _mutated_by_function(node: fx.Node) -> list[fx.Node]:
         and name not in ("index", "indexOf", "inv", "invert", "is_", "is_not", "itemgetter")
     )  # fmt: skip
     in_place = in_place or (name.endswith("_") and not name.startswith("__") and name != "is_")
-    flagged = name in ("relu", "silu", "dropout", "hardtanh", "elu", "leaky_relu") and True in node.args
+    flagged = (
+        name in ("relu", "silu", "dropout", "hardtanh", "elu", "leaky_relu") and True in node.args
+    )
     if node.kwargs.get("inplace") is True or in_place or flagged:
         found += [n for n in node.args[:1] if isinstance(n, fx.Node)]
     return found
@@ -192,7 +194,9 @@ def squeezed_sizes(node: fx.Node) -> list[Any]:
     if not isinstance(value, torch.Tensor):
         return []
     dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    chosen = range(value.dim()) if dims is None else (dims if isinstance(dims, tuple | list) else [dims])
+    chosen = (
+        range(value.dim()) if dims is None else (dims if isinstance(dims, tuple | list) else [dims])
+    )
     return [value.shape[d] for d in chosen if isinstance(d, int) and value.dim()]
 
 

@@ -187,9 +187,10 @@ def _join(path: str, name: str) -> str:
 def _owners(model: torch.nn.Module) -> dict[int, list[str]]:
     """Return id -> every qualified name of the model's parameters and buffers."""
     found: dict[int, list[str]] = {}
-    for name, value in model.named_parameters(remove_duplicate=False):
-        found.setdefault(id(value), []).append(name)
-    for name, value in model.named_buffers(remove_duplicate=False):
+    parameters = model.named_parameters(remove_duplicate=False)
+    tensors: list[tuple[str, torch.Tensor]] = [*parameters]
+    tensors += model.named_buffers(remove_duplicate=False)
+    for name, value in tensors:
         found.setdefault(id(value), []).append(name)
     return found
 
@@ -199,7 +200,8 @@ def _ties(block: torch.nn.Module, path: str, owners: Mapping[int, list[str]]) ->
     found: list[Any] = []
     inside: dict[int, int] = {}
     for module in block.modules():
-        for value in (*module._parameters.values(), *module._buffers.values()):
+        tensors: list[Any] = [*module._parameters.values(), *module._buffers.values()]
+        for value in tensors:
             if value is None:
                 continue
             number = inside.setdefault(id(value), len(inside))
@@ -289,7 +291,9 @@ def _reason(error: BaseException) -> str:
     if inner is not None:
         return str(inner)
     text = f"{type(error).__name__}: {error}"
-    if NotRegional.__name__ in text:  # raised inside the trace, where Dynamo makes it a text of its own
+    if (
+        NotRegional.__name__ in text
+    ):  # raised inside the trace, where Dynamo makes it a text of its own
         return _OBJECT
     return text.splitlines()[0]
 
@@ -544,7 +548,9 @@ def _is_below(path: str, first: str) -> bool:
 
 
 def _moved(path: str, first: str, other: str) -> str:
-    return f"{path}.".replace(f".{first}.", f".{other}.", 1)[:-1] if _is_below(path, first) else path
+    return (
+        f"{path}.".replace(f".{first}.", f".{other}.", 1)[:-1] if _is_below(path, first) else path
+    )
 
 
 def regional_trace(note: Callable[[str], None]) -> Callable[..., FrameCapture]:
@@ -557,4 +563,3 @@ def regional_trace(note: Callable[[str], None]) -> Callable[..., FrameCapture]:
         return frame
 
     return trace
-

@@ -70,7 +70,10 @@ def children(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
             yield path.item(index), part
     elif isinstance(value, Mapping):
         for key, part in value.items():
-            yield path.item(key), part  # of a dataclass that is a dict too, its items are its fields
+            yield (
+                path.item(key),
+                part,
+            )  # of a dataclass that is a dict too, its items are its fields
     else:
         for name, part in vars(value).items():
             yield path.attribute(name), part
@@ -265,7 +268,11 @@ def effects_on(
         "item" if isinstance(after, list | Mapping) else "attribute"
     )
     return [
-        Effect(path.item(key) if kind == "item" else path.attribute(key), template_of(value, known), kind)
+        Effect(
+            path.item(key) if kind == "item" else path.attribute(key),
+            template_of(value, known),
+            kind,
+        )
         for key, value in new.items()
         if key not in old or not _same_place(old[key], value, twins)
     ]

@@ -249,7 +249,9 @@ class _Reader:
         return GraphInput("constant", label_of(source), source=source, is_parameter=is_parameter,
                           value=value, read=tensor_reader(self.frame, source, value))  # fmt: skip
 
-    def _named_symbol(self, entry: GraphInput, hole: fx.Node, names: Mapping[Any, str]) -> GraphInput:
+    def _named_symbol(
+        self, entry: GraphInput, hole: fx.Node, names: Mapping[Any, str]
+    ) -> GraphInput:
         if entry.kind != "symbol":
             return entry
         expression = torch_compat.expression_of(nodes.value_of(hole))
@@ -258,7 +260,9 @@ class _Reader:
     # -- symbols
 
     def _names(self, inputs: Sequence[GraphInput]) -> dict[Any, str]:
-        sources = {str(i.path): s for i, s in zip(inputs, self.frame.sources, strict=True) if i.path}
+        sources = {
+            str(i.path): s for i, s in zip(inputs, self.frame.sources, strict=True) if i.path
+        }
         names: dict[Any, str] = {}
         for entry in self.dims:
             source = sources.get(str(entry.path))
@@ -378,9 +382,7 @@ class _Reader:
 
     def _was_read(self, path: Path) -> bool:
         text = "".join(f".{s}" if k == "." else f"[{s!r}]" for k, s in path.steps)
-        return any(
-            source.endswith(text) and path.root in source for source, _ in self.frame.guards
-        )
+        return any(source.endswith(text) and path.root in source for source, _ in self.frame.guards)
 
     # -- effects
 
@@ -403,7 +405,9 @@ class _Reader:
                 )  # fmt: skip
         for label in run.lost:
             raise self._state_error(
-                f"writes {label}", label, "a write to such an object would only happen while tracing"
+                f"writes {label}",
+                label,
+                "a write to such an object would only happen while tracing",
             )
 
     def _state_error(self, what: str, label: str, why: str) -> CaptureError:
@@ -462,9 +466,7 @@ def rebuild(
             effect for key, (path, after) in objects.items()
             for effect in effects_on(twins[key], after, path, known, twins)
         ]  # fmt: skip
-        effects += [
-            Effect(path, template_of(new, known), "attribute") for path, new in changed
-        ]
+        effects += [Effect(path, template_of(new, known), "attribute") for path, new in changed]
         made = {i: p for i, (p, _) in _objects(arguments).items() if i not in objects}
         result = template_of(value, _or_made(known, made))
     lost += [f"global {name}" for name in frame.written_globals]
@@ -476,7 +478,9 @@ def _markers(output: Any) -> list[Any]:
     marks: list[Any] = []
     for index, node in enumerate(values):
         value = nodes.value_of(node) if isinstance(node, fx.Node) else node
-        marks.append(torch.empty(0) if isinstance(value, torch.Tensor) else (1 << 40) + 7919 * index)
+        marks.append(
+            torch.empty(0) if isinstance(value, torch.Tensor) else (1 << 40) + 7919 * index
+        )
     return marks
 
 

@@ -72,9 +72,7 @@ def _is_op(wanted: str, op: str) -> bool:
     return op == wanted or op.rpartition(".")[0] == wanted or op.endswith(f".{wanted}")
 
 
-def fitting(
-    spec: CompilerSpec, piece: Piece, canonical: CanonicalPiece, is_point: bool
-) -> None:
+def fitting(spec: CompilerSpec, piece: Piece, canonical: CanonicalPiece, is_point: bool) -> None:
     """Check that a compiler may be asked for a piece at all.
 
     Raises:

@@ -79,7 +79,7 @@ def _hint(low: int, high: int, taken: Iterable[int]) -> int:
     # Distinct hints per symbol, none of them 0 or 1 where the box has others: a compiler that guards on
     # a coincidence of the example would otherwise be right only there.
     used = set(taken)
-    candidates = [high] if low == high else [v for v in range(max(low, 2), min(high, low + 64) + 1)]
+    candidates = [high] if low == high else list(range(max(low, 2), min(high, low + 64) + 1))
     preferred = [v for v in candidates if v not in used and v % 8] or candidates
     return preferred[len(preferred) // 2] if preferred else low
 

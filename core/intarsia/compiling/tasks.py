@@ -230,7 +230,9 @@ class Scheduler:
         if not spec.capabilities.workers or not task.canonical.digest or bakes(spec):
             return None
         if torch_compat.holds_tracing_lock() and not isinstance(executor, ProcessPoolExecutor):
-            return None  # torch.compile's lock is ours until it is done: a thread would wait for ever
+            return (
+                None  # torch.compile's lock is ours until it is done: a thread would wait for ever
+            )
         request = make_request(
             task.piece.module, task.canonical.signature(task.box, self.host.options(spec)),
             device_type=self.device_type, device=self.device, name=task.name, kind=task.piece.kind,
@@ -292,4 +294,3 @@ def describe(task: Task) -> str:
     from intarsia.capture.conditions import describe_box
 
     return f"{task.name} ({len(task.piece.nodes)} nodes) for {describe_box(task.box)}"
-

@@ -111,7 +111,9 @@ def request_to_bytes(request: CompileRequest) -> bytes:
         graph = encode_graph(request.graph.graph, request.graph)
     except Exception as error:
         raise CompileFailed(
-            f"{request.name} cannot be sent to another process", why=str(error), subject=request.name
+            f"{request.name} cannot be sent to another process",
+            why=str(error),
+            subject=request.name,
         ) from error
     data = {
         "format": _FORMAT,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from attrs import evolve
@@ -70,12 +69,11 @@ def _piece_report(
         outcome = outcomes[piece.index]
         mark = (forms[piece.index].digest or piece.name, repr(forms[piece.index].box(planned.box)))
         owner = seen.setdefault(mark, piece.index)
-        boxes.append(
-            BoxReport(
-                dict(planned.box), outcome.compiler, owner != piece.index, outcome.result.note,
-                outcome.attempts,
-            )  # fmt: skip
-        )
+        made = BoxReport(
+            dict(planned.box), outcome.compiler, owner != piece.index, outcome.result.note,
+            outcome.attempts,
+        )  # fmt: skip
+        boxes.append(made)
     compilers = dict.fromkeys(b.compiler for b in boxes)
     return PieceReport(
         index=piece.index, name=piece.name, kind=piece.kind, ops=view.ops, key=form.digest,
@@ -109,7 +107,9 @@ def _settings(
         found.append(Setting("compilers", None, list(platform.compilers), f"platform {platform.name}",
                              "not set"))  # fmt: skip
     if resolved.config.platform == "auto":
-        found.append(Setting("platform", "auto", platform.name, "default", "from the model's tensors"))
+        found.append(
+            Setting("platform", "auto", platform.name, "default", "from the model's tensors")
+        )
     return tuple(found)
 
 
@@ -181,7 +181,9 @@ def _setting_line(setting: Setting) -> str:
 def _piece_lines(piece: PieceReport) -> list[str]:
     key = piece.key[:12] or "no plain form"
     asked = f" (asked: {', '.join(piece.requested)})" if piece.requested else ""
-    ops = ", ".join(piece.ops[:6]) + (f", ... {len(piece.ops) - 6} more" if len(piece.ops) > 6 else "")
+    ops = ", ".join(piece.ops[:6]) + (
+        f", ... {len(piece.ops) - 6} more" if len(piece.ops) > 6 else ""
+    )
     lines = [
         f"  {piece.index:>3} {piece.kind:<9} {piece.compiler}{asked}, {piece.nodes} nodes, "
         f"key {key}, {piece.reason}",

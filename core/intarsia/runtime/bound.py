@@ -55,7 +55,9 @@ class Plan:
     title: str = "plan"
     root: Any = field(default=None, repr=False)
     conversions: Conversions = field(factory=Conversions, init=False, repr=False)
-    _made: dict[frozenset[int], tuple[Stitching, Any]] = field(factory=dict, alias="_made", repr=False)
+    _made: dict[frozenset[int], tuple[Stitching, Any]] = field(
+        factory=dict, alias="_made", repr=False
+    )
 
     def made(self) -> list[tuple[Stitching, Any]]:
         """Return the stitchings that were needed so far."""
@@ -79,7 +81,9 @@ def _testing(made: Stitching, tests: Sequence[str]) -> Stitching:
     head, _, body = made.source.partition("\n")
     names = ", ".join(name.partition("=")[0] for name in made.parameters)
     test = " or ".join(tests)
-    return evolve(made, source=f"{head}\n    if {test}:\n        return _converted({names})\n{body}")
+    return evolve(
+        made, source=f"{head}\n    if {test}:\n        return _converted({names})\n{body}"
+    )
 
 
 class _Lease:

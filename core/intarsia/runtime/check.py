@@ -105,7 +105,11 @@ class CheckedCallable:
     def _check_alias(self, info: ValueInfo, value: Any, inputs: list[Any], what: str) -> None:
         if not isinstance(info, TensorInfo) or info.alias_class is not None:
             return
-        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.numel():
+        if (
+            not isinstance(value, torch.Tensor)
+            or value.layout != torch.strided
+            or not value.numel()
+        ):
             return
         if 1 in value.shape:
             return  # at size 1 a copy may legally be a view: reshape and contiguous look for it

@@ -536,7 +536,9 @@ def _shown(value: Any) -> str:
     return repr(value)[:80]
 
 
-def _value_problem(path: Path, expected: Expected, call: Mapping[str, Any]) -> tuple[str, str] | None:
+def _value_problem(
+    path: Path, expected: Expected, call: Mapping[str, Any]
+) -> tuple[str, str] | None:
     value = _at(path, call)
     wanted = expected.value
     if expected.kind == "length":
@@ -584,7 +586,10 @@ def _tensor_problem(
 def _written_problem(contract: TensorContract, value: torch.Tensor) -> tuple[str, str] | None:
     why = "since the model writes to it"
     if value.is_neg():
-        return f"a tensor as it is in memory, {why}", "one with the negative bit (as conj().imag has)"
+        return (
+            f"a tensor as it is in memory, {why}",
+            "one with the negative bit (as conj().imag has)",
+        )
     if value.is_conj():
         return f"a tensor as it is in memory, {why}", "one with the conjugate bit"
     if contract.contiguous and not value.is_contiguous():

@@ -222,7 +222,9 @@ def _is_variable(node: fx.Node, body: Body) -> bool:
     return node.op != "get_attr" and body.names.get(node) not in body.space.values
 
 
-def compile_source(source: str, name: str, values: Mapping[str, Any], title: str) -> Callable[..., Any]:
+def compile_source(
+    source: str, name: str, values: Mapping[str, Any], title: str
+) -> Callable[..., Any]:
     """Return the function that source defines, with names bound; tracebacks show its lines."""
     return bind_code(code_of(source, title), name, values)
 
@@ -233,7 +235,9 @@ def code_of(source: str, title: str) -> Any:
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
     code = compile(source, filename, "exec")
     for inner in code.co_consts:
-        if isinstance(inner, CodeType):  # the function's, which lives as long as anything that runs it
+        if isinstance(
+            inner, CodeType
+        ):  # the function's, which lives as long as anything that runs it
             weakref.finalize(inner, linecache.cache.pop, filename, None).atexit = False
     return code
 
@@ -242,7 +246,9 @@ def bind_code(code: Any, name: str, values: Mapping[str, Any]) -> Callable[..., 
     """Return the function `name` of compiled source, with names bound."""
     scope: dict[str, Any] = dict(values)
     exec(code, scope)
-    function: Callable[..., Any] = scope.pop(name)  # else it would be in a cycle with its own globals
+    function: Callable[..., Any] = scope.pop(
+        name
+    )  # else it would be in a cycle with its own globals
     return function
 
 

@@ -160,7 +160,9 @@ class _Writer:
                 self._ready(source)
         for node in piece.nodes:
             self.body.run(node)
-            dead = [s for s, at in inside.items() if at is node and s in piece.nodes and s not in kept]
+            dead = [
+                s for s, at in inside.items() if at is node and s in piece.nodes and s not in kept
+            ]
             if not node.users:
                 self.body.names.pop(node, None)
             self.body.drop(self.body.names[s] for s in dead)
@@ -245,7 +247,9 @@ class _Writer:
         if cuts:
             first = next(iter(self.real.values()))
             # Without padding the narrows keep the whole, so that one function serves both.
-            sizes = [f"{r} = {s}" for s, r in zip(self.sizes.values(), self.real.values(), strict=True)]
+            sizes = [
+                f"{r} = {s}" for s, r in zip(self.sizes.values(), self.real.values(), strict=True)
+            ]
             self.body.lines += [f"if {first} is None:", *(f"    {line}" for line in sizes), *cuts]
 
     def _template(self, template: Template, values: Sequence[str]) -> str:
@@ -288,7 +292,10 @@ class _Writer:
         if not self._on_model(effect):
             return None
         owner, name = self._owner(effect)
-        if not isinstance(owner, torch.nn.Module) or name not in {**owner._buffers, **owner._parameters}:
+        if not isinstance(owner, torch.nn.Module) or name not in {
+            **owner._buffers,
+            **owner._parameters,
+        }:
             return None
         return f"{self.body.space.bind(owner, f'module_{name}')}.{name}"
 

@@ -97,7 +97,8 @@ class Uncovered:
         box, target = found
         count = len(self.tensors)
         wanted = [
-            [(d, target[s]) for d, s in enumerate(c.shape) if s in self.padded] for c in self.tensors
+            [(d, target[s]) for d, s in enumerate(c.shape) if s in self.padded]
+            for c in self.tensors
         ]
 
         def padded(*arguments: Any) -> Any:

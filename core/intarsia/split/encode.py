@@ -212,7 +212,8 @@ def decode_argument(data: Encoded, nodes: Mapping[Any, Any]) -> Any:
 def encode_graph(graph: fx.Graph, root: torch.nn.Module) -> Encoded:
     """Return a graph as plain data: nodes are numbered, names are left out.
 
-    `root` holds the attributes that the graph reads. Those that are graphs (the branches of a higher-order operator) are encoded with it.
+    `root` holds the attributes that the graph reads. Those that are graphs (the branches of a higher-order
+    operator) are encoded with it.
 
     Raises:
         CannotEncode: it holds a tensor constant or another object without a plain form.

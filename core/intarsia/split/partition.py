@@ -92,7 +92,11 @@ class _Run:
         mine, theirs = self.cut, other.cut
         if mine is None or theirs is None:
             return mine is theirs
-        return (mine.kind, mine.group, mine.compilers) == (theirs.kind, theirs.group, theirs.compilers)
+        return (mine.kind, mine.group, mine.compilers) == (
+            theirs.kind,
+            theirs.group,
+            theirs.compilers,
+        )
 
 
 def partition(module: fx.GraphModule, cuts: Mapping[fx.Node, Cut]) -> Partition:
@@ -150,17 +154,16 @@ def _swap(argument: Any, node: fx.Node, value: Any) -> Any:
 
 def _runs(graph: fx.Graph, cuts: Mapping[fx.Node, Cut]) -> list[_Run]:
     runs: list[_Run] = []
-    home: dict[fx.Node, _Run] = {}
+    home: dict[Any, _Run] = {}
     block: list[fx.Node] = []
     for node in graph.nodes:
         if node.op in ("placeholder", "output", "get_attr") or _is_derived_number(node):
             continue
-        producer = node.args[0] if node.target is operator.getitem and node.args else None
-        if isinstance(producer, fx.Node) and _is_plain_sequence(nodes.value_of(producer)):
-            if producer in home:  # a getitem stays with its producer
-                home[producer].nodes.append(node)
-                home[node] = home[producer]
-                continue
+        producer: Any = node.args[0] if node.target is operator.getitem and node.args else None
+        if producer in home and _is_plain_sequence(nodes.value_of(producer)):
+            home[producer].nodes.append(node)  # a getitem stays with its producer
+            home[node] = home[producer]
+            continue
         cut = cuts.get(node)
         _track_block(block, node, cut)
         run = _Run("splitting" if cut is not None and cut.kind == "op" else "compiled", cut, [node])
@@ -227,7 +230,7 @@ def _is_derived_number(node: fx.Node) -> bool:
     """Say whether a node computes a number from numbers alone; such a node is copied where it is used."""
     if node.op != "call_function" or not nodes.is_scalar_node(node) or nodes.writes(node):
         return False
-    return all(n.op == "placeholder" and nodes.is_scalar_node(n) or _is_derived_number(n)
+    return all((n.op == "placeholder" and nodes.is_scalar_node(n)) or _is_derived_number(n)
                for n in node.all_input_nodes)  # fmt: skip
 
 
@@ -309,7 +312,9 @@ def _hidden_sizes(inputs: Sequence[fx.Node], sizes: Mapping[Any, fx.Node]) -> li
     used: set[Any] = set()
     for node in inputs:
         value = nodes.value_of(node)
-        for size in (*value.shape, *value.stride()) if isinstance(value, torch.Tensor) else (value,):
+        for size in (
+            (*value.shape, *value.stride()) if isinstance(value, torch.Tensor) else (value,)
+        ):
             if isinstance(size, torch.SymInt):
                 expression = torch_compat.expression_of(size)
                 (shown if expression.is_Symbol else used).update(expression.free_symbols)

@@ -141,7 +141,9 @@ class MethodRule:
 
     def assign(self, graph: Any) -> Mapping[fx.Node, Cut]:
         """Return a cut for every call of the method."""
-        return {op.node: Cut(reason=f"rule {self.name}") for op in graph.ops if op.name == self.name}
+        return {
+            op.node: Cut(reason=f"rule {self.name}") for op in graph.ops if op.name == self.name
+        }
 
     def factors(self) -> Mapping[str, str]:
         """Return the method's name."""
@@ -251,7 +253,9 @@ class SupportRule:
 # ------------------------------------------------------------------------------------- finding a rule
 
 
-def rule_from(value: Any, named: Callable[[str], SplitRule | Callable[[fx.Node], bool] | None]) -> SplitRule:
+def rule_from(
+    value: Any, named: Callable[[str], SplitRule | Callable[[fx.Node], bool] | None]
+) -> SplitRule:
     """Return the rule for what stands in `split_at`: a string, a function, a rule object.
 
     `named` looks a word up among registered rules.
@@ -340,7 +344,9 @@ def unmatched(
     rules: Iterable[tuple[str, SplitRule]], graph: CapturedGraph
 ) -> list[tuple[str, list[str]]]:
     """Return the rules that match nothing, each with the nearest names that the graph has."""
-    names = sorted({op.name for op in graph.ops} | {_packet(op.name) for op in graph.ops if "::" in op.name})
+    names = sorted(
+        {op.name for op in graph.ops} | {_packet(op.name) for op in graph.ops if "::" in op.name}
+    )
     missing = []
     for text, rule in rules:
         if not rule.assign(graph):
