@@ -48,5 +48,5 @@ def refuse_assumptions(request: CompileRequest) -> None:
             text = torch_compat.readable(guard.expression, names)
             raise CompileRejected(
                 f"it relied on {text}, which does not hold everywhere in "
-                f"{describe_box(request.signature.box)}"
+                f"{describe_box(request.signature.box)}; boxes or dynamic_ranges within it would do"
             )
