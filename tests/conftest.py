@@ -11,6 +11,8 @@ from types import ModuleType
 import pytest
 
 os.environ.setdefault("INTARSIA_CHECK", "1")
+# a test that wants a cache says so, and where
+os.environ.setdefault("INTARSIA_CACHE", "false")
 # spawned children inherit sys.path, and find the opaque ops of tests.models there
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 

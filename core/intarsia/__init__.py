@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from intarsia.errors import (
+    CacheError,
     CaptureError,
     CompileFailed,
     CompileRejected,
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "API_VERSION",
+    "CacheError",
     "CaptureError",
     "CompileFailed",
     "CompileRejected",

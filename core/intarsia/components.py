@@ -49,11 +49,7 @@ def components(
     return Components(manager, manager_name or "none", backend, backend_name or "none")
 
 
-_NOT_YET = (
-    ("static_graph", "none", "recording static graphs"),
-    ("cache", False, "the compile cache"),
-    ("artifact", "quick", "packages and tiers"),
-)
+_NOT_YET = (("static_graph", "none", "recording static graphs"),)
 
 
 def refuse_unserved(resolved: ResolvedConfig) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 __all__ = [
+    "CacheError",
     "CaptureError",
     "CompileFailed",
     "CompileRejected",
@@ -58,6 +59,10 @@ def _rebuild(cls: type[IntarsiaError], state: dict[str, object]) -> IntarsiaErro
     error.__dict__.update(state)
     error.args = (state.get("what", ""), state.get("why", ""), state.get("next_step", ""))
     return error
+
+
+class CacheError(IntarsiaError):
+    """An entry of the cache cannot be used, and `strict` is on; or a command of the cache cannot be done."""
 
 
 class ConfigError(IntarsiaError):

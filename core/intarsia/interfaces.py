@@ -39,6 +39,9 @@ Stage: TypeAlias = Literal[
 
 Safety: TypeAlias = Literal["safe", "break"]
 
+Tier: TypeAlias = Literal["quick", "package"]
+"""Which artifact is wanted: the one that is made fast, or the one that loads and runs fast."""
+
 
 @frozen
 class Decision:
@@ -167,6 +170,8 @@ class CompileRequest:
     wants_artifact: bool = True
     """Whether the artifact will be kept; a compiler may skip making one where it is not."""
     hints: Mapping[str, int] = Factory(dict)
+    tier: Tier = "quick"
+    """Which artifact to make; "package" only for a compiler whose spec has it in `tiers`."""
     weights: Mapping[int, torch.Tensor] | None = field(default=None, eq=False, repr=False)
     _lowered: dict[str, Any] = field(factory=dict, eq=False, repr=False, alias="_lowered")
 
@@ -344,6 +349,8 @@ class CompilerSpec:
         capabilities: what it can do.
         environment: names of the environment variables that change what it makes.
         install_hint: what to tell a user who lacks its dependency.
+        tiers: the artifacts that it makes. One that has "package" is asked for it in a background worker;
+            `load` takes the artifacts of every tier.
     """
 
     name: str
@@ -358,6 +365,7 @@ class CompilerSpec:
     capabilities: Capabilities = Capabilities()
     environment: tuple[str, ...] = ()
     install_hint: str = ""
+    tiers: tuple[Tier, ...] = ("quick",)
 
 
 # --------------------------------------------------------------------------------------- platforms

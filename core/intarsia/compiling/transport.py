@@ -13,7 +13,7 @@ from torch import fx
 from intarsia import torch_compat
 from intarsia.compiling.signature import fake_inputs, signature_from_dict, signature_to_dict
 from intarsia.errors import CompileFailed
-from intarsia.interfaces import CompileRequest, Option, PassSpec, PieceSignature
+from intarsia.interfaces import CompileRequest, Option, PassSpec, PieceSignature, Tier
 from intarsia.split.encode import decode_graph, encode_graph
 
 _FORMAT = 1
@@ -23,7 +23,7 @@ def make_request(
     module: fx.GraphModule, signature: PieceSignature, *, device_type: str, device: int | None,
     name: str, kind: Any, key: str = "", passes: tuple[PassSpec, ...] = (),
     wants_artifact: bool = True, hints: Mapping[str, int] | None = None,
-    weights: Mapping[int, torch.Tensor] | None = None,
+    weights: Mapping[int, torch.Tensor] | None = None, tier: Tier = "quick",
 ) -> CompileRequest:  # fmt: skip
     """Return a request whose fake inputs are made for its box, in a fake mode of their own.
 
@@ -34,7 +34,7 @@ def make_request(
     return CompileRequest(
         graph=_copied(module, mode, fakes), fake_inputs=fakes, signature=signature, passes=passes,
         device_type=device_type, device=device, name=name, kind=kind, key=key,
-        wants_artifact=wants_artifact, hints=dict(hints or {}), weights=weights,
+        wants_artifact=wants_artifact, hints=dict(hints or {}), weights=weights, tier=tier,
     )  # fmt: skip
 
 
@@ -126,6 +126,7 @@ def request_to_bytes(request: CompileRequest) -> bytes:
         "key": request.key,
         "wants_artifact": request.wants_artifact,
         "hints": dict(request.hints),
+        "tier": request.tier,
         "needs": needs_of(request.graph),
         "passes": [_pass_to_dict(spec) for spec in request.passes],
     }
@@ -153,7 +154,7 @@ def request_from_bytes(data: bytes) -> CompileRequest:
         module, signature_from_dict(fields["signature"]), device_type=fields["device_type"],
         device=fields["device"], name=fields["name"], kind=fields["kind"], key=fields["key"],
         passes=tuple(map(_pass_from_dict, fields["passes"])),
-        wants_artifact=fields["wants_artifact"], hints=fields["hints"],
+        wants_artifact=fields["wants_artifact"], hints=fields["hints"], tier=fields["tier"],
     )  # fmt: skip
 
 

@@ -150,13 +150,23 @@ def _integer(value: Any, lowest: int) -> int:
     raise Invalid
 
 
-def _flag_or_path(value: Any, trusted: bool) -> bool | str:
+def _flag_or_path(value: Any, trusted: bool) -> bool | str | tuple[str, ...]:
+    if isinstance(value, list | tuple) and value:
+        return tuple(_path(item, trusted) for item in value)
     return value if isinstance(value, bool) else _path(value, trusted)
+
+
+def _seconds(value: Any, trusted: bool) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+        return float(value)
+    raise Invalid
 
 
 def _read_flag_or_path(text: str) -> Any:
     flag = read_flag(text)
-    return flag if isinstance(flag, bool) else read_text(text)
+    if isinstance(flag, bool):
+        return flag
+    return read_names(text) if text.lstrip().startswith("[") else read_text(text)
 
 
 def _anything(value: Any, trusted: bool) -> Any:
@@ -168,7 +178,10 @@ NAME = Kind("a name", _name, read_text)
 PATH = Kind("a path", _path, read_text)
 FLAG = Kind("true or false", _flag, read_flag)
 COUNT = Kind("a whole number, 0 or more", lambda value, trusted: _integer(value, 0))
-FLAG_OR_PATH = Kind("true, false, a path or a URL", _flag_or_path, _read_flag_or_path)
+SECONDS = Kind("a number of seconds above 0", _seconds)
+FLAG_OR_PATH = Kind(
+    "true, false, a path or URL, or a list of these", _flag_or_path, _read_flag_or_path
+)
 OBJECT = Kind("a Python object", _anything, code_only=True)
 
 

@@ -357,16 +357,45 @@ class Config(_Settings):
     dedupe: bool = setting(kinds.FLAG, True, "Compile equal pieces once.")
     artifact: str = setting(
         kinds.choice("quick", "package", "tiered"),
-        "quick",
-        "Which Inductor artifact is made: the one that compiles fast, the one that loads and runs "
-        "fast, or first one and then the other.",
-        '"tiered"',
+        "tiered",
+        "Which artifact is made by a compiler that has two (Inductor): the one that compiles fast, the "
+        "one that loads and runs fast, or first the one and then, in the background and only where a "
+        "cache keeps it, the other.",
+        '"quick"',
     )
-    cache: bool | str = setting(
+    cache: bool | str | tuple[str, ...] = setting(
         kinds.FLAG_OR_PATH,
-        False,
-        "Where artifacts are kept: nowhere, in the user's cache directory, or at a path or URL.",
-        "true",
+        True,
+        "Where artifacts are kept: nowhere, in the user's cache directory, at a path, at a URL that "
+        "fsspec reaches (with the user's cache directory in front), or in a list of these in order.",
+        '["/var/cache/intarsia", "s3://bucket/intarsia"]',
+    )
+    cache_key_file: str | None = setting(
+        kinds.PATH,
+        None,
+        "A file with a secret. If given, every entry carries an HMAC made with it, and entries without "
+        "the right one are not used.",
+        '"/etc/intarsia/cache.key"',
+    )
+    cache_wait: float = setting(
+        kinds.SECONDS,
+        600.0,
+        "How many seconds a process waits for another one that compiles the same, before it compiles "
+        "itself.",
+        "60",
+    )
+    workers: int | None = setting(
+        kinds.COUNT,
+        None,
+        "How many compile workers there may be: 0 compiles in this process. Not set: as many as cores "
+        "and free memory allow, where there is enough to compile.",
+        "2",
+    )
+    compile_timeout: float = setting(
+        kinds.SECONDS,
+        1200.0,
+        "How many seconds one compile task may take in a worker; in this process there is no limit.",
+        "300",
     )
     deterministic: bool = setting(
         kinds.FLAG, False, "Prefer choices that give the same result bit for bit on every run."
