@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -11,8 +14,10 @@ from types import ModuleType
 import pytest
 
 os.environ.setdefault("INTARSIA_CHECK", "1")
-# a test that wants a cache says so, and where
+# a test that wants a cache says so, and where; nothing goes to the user's own
 os.environ.setdefault("INTARSIA_CACHE", "false")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="intarsia-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 # spawned children inherit sys.path, and find the opaque ops of tests.models there
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 

@@ -444,14 +444,13 @@ def is_contiguous(value: torch.Tensor) -> bool:
 
 
 def __getattr__(name: str) -> Any:
-    # Sympy is imported by torch anyway, but only when symbolic shapes are: not on `import torch`.
+    # Sympy is imported by torch anyway, but only when symbolic shapes are: not on `import torch`. Python
+    # itself asks a module for `__path__`, and must not import it.
+    if name not in ("TRUE", "FALSE"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import sympy
 
-    if name == "TRUE":
-        return sympy.true
-    if name == "FALSE":
-        return sympy.false
-    raise AttributeError(name)
+    return sympy.true if name == "TRUE" else sympy.false
 
 
 def is_capture_failure(error: BaseException) -> bool:

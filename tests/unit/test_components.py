@@ -93,8 +93,6 @@ def test_an_unknown_component_is_an_error_with_the_nearest_name(key: str) -> Non
     ("settings", "shown"),
     [
         ({"static_graph": "piecewise"}, "static-graph"),
-        ({"cache": True}, "cache"),
-        ({"artifact": "package"}, "artifact"),
         ({"passes": {"enable": ["x"]}}, "passes.enable"),
     ],
 )
