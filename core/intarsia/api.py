@@ -31,7 +31,7 @@ from intarsia.pipeline import Pipeline, SplitGraph, effective_settings
 from intarsia.report.dumped import dump_compile
 from intarsia.report.events import EventStream
 from intarsia.report.explain import build_report, explain, with_counters
-from intarsia.runtime.bound import BoundBox, Dispatcher, weights_of
+from intarsia.runtime.bound import BoundBox, Dispatcher
 from intarsia.runtime.contract import NoSymbol, tensor_contracts, write_entry
 from intarsia.runtime.uncovered import Uncovered, check_pad, eager_forward
 from intarsia.split.canonical import written_storages
@@ -209,7 +209,9 @@ class _Job:
                 for s in splits
             }  # fmt: skip
             boxes = [
-                self.pipeline.bound(planned, plans[id(split)], made, weights_of(split.graph))
+                self.pipeline.bound(
+                    planned, plans[id(split)], made, [i.value for i in plans[id(split)].inputs]
+                )
                 for (planned, split), made in zip(parts, outcomes, strict=True)
             ]
         with self.events.phase("report"):

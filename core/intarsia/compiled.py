@@ -11,14 +11,14 @@ import torch
 from attrs import define, field
 
 from intarsia.capture.frozen import FrozenValue, changes
-from intarsia.capture.graph import ArgumentTree, Graph
+from intarsia.capture.graph import ArgumentTree
 from intarsia.errors import ContractError
 from intarsia.report.events import EventStream
 from intarsia.report.records import Report
 from intarsia.runtime.bound import BoundBox, Dispatcher, close_callable
 from intarsia.runtime.contract import Entry, Memory, TensorContract, diagnose, relayout
 from intarsia.runtime.source import compile_source
-from intarsia.runtime.weights import Announced, live_weights, owners, watch
+from intarsia.runtime.weights import Announced, PlanInput, live_weights, owners, watch
 
 
 @define(eq=False)
@@ -49,9 +49,10 @@ class Engine:
         for box in self.dispatcher.boxes:
             box.on_converted = self._converted
 
-    def graphs(self) -> list[Graph]:
-        """Return the captured graphs, each once."""
-        return list({id(b.plan.graph): b.plan.graph for b in self.dispatcher.boxes}.values())
+    def inputs(self) -> list[PlanInput]:
+        """Return the inputs of every plan."""
+        plans = {id(b.plan): b.plan for b in self.dispatcher.boxes}
+        return [entry for plan in plans.values() for entry in plan.inputs]
 
     def call(self) -> Callable[..., Any]:
         """Return the generated entry, bound."""
@@ -78,7 +79,7 @@ class Engine:
         """Return the tensors that the plans are bound to, by name."""
         found = {
             id(weight): (entry.name, weight) for box in self.dispatcher.boxes
-            for entry, weight in zip(box.plan.graph.inputs, box.weights, strict=True)
+            for entry, weight in zip(box.plan.inputs, box.weights, strict=True)
             if isinstance(weight, torch.Tensor)
         }  # fmt: skip
         return list(found.values())
@@ -112,8 +113,8 @@ class Engine:
                 next_step="Compile it again; tracing has baked these values in.",
                 subject=self.name,
             )
-        for box in {id(b.plan.graph): b for b in self.dispatcher.boxes}.values():
-            live = live_weights(box.plan.graph, self.model, self.name)
+        for box in {id(b.plan): b for b in self.dispatcher.boxes}.values():
+            live = live_weights(box.plan.inputs, self.model, self.name)
             if any(now is not then for now, then in zip(live, box.weights, strict=True)):
                 self.weight_changed()
                 return
@@ -161,11 +162,10 @@ class Engine:
     def _rebind_boxes(self, boxes: Sequence[BoundBox]) -> None:
         read: dict[int, list[Any]] = {}
         for box in boxes:  # everything is read and checked before anything changes
-            graph = box.plan.graph
-            if id(graph) not in read:
-                read[id(graph)] = live_weights(graph, self.model, self.name)
+            if id(box.plan) not in read:
+                read[id(box.plan)] = live_weights(box.plan.inputs, self.model, self.name)
         for box in boxes:
-            box.bind(read[id(box.plan.graph)])
+            box.bind(read[id(box.plan)])
 
 
 class Compiled(torch.nn.Module):
@@ -185,7 +185,7 @@ class Compiled(torch.nn.Module):
         fields["module"] = engine.model
         fields["_engine"] = engine
         fields["_call"] = engine.call()
-        stop = watch(owners(engine.graphs(), engine.model), _forwarder(engine))
+        stop = watch(owners(engine.inputs(), engine.model), _forwarder(engine))
         fields["_finalizer"] = weakref.finalize(self, stop)
 
     # nn.Module.__call__ costs 8 us of hook look-ups; the model's own hooks were traced into the graph.
@@ -251,9 +251,7 @@ class Compiled(torch.nn.Module):
         boxes = self._engine.dispatcher.boxes
         for box in boxes:
             box.close()
-        shared = {
-            id(o.result.callable): o.result.callable for b in boxes for o in b.outcomes.values()
-        }
+        shared = {id(f.callable): f.callable for b in boxes for f in b.functions.values()}
         for function in shared.values():  # equal pieces share one
             close_callable(function)
         self.__dict__["_call"] = _closed(name)

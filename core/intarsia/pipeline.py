@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from attrs import define, evolve, field, frozen
 
+from intarsia.capture import nodes
 from intarsia.capture.conditions import (
     describe_box,
     narrowed,
@@ -18,7 +19,7 @@ from intarsia.capture.conditions import (
     text_of,
     violations,
 )
-from intarsia.capture.graph import Graph
+from intarsia.capture.graph import Graph, GraphInput
 from intarsia.capture.structure import Path
 from intarsia.compiling.boxes import PlannedBox, plan_boxes
 from intarsia.compiling.routes import RouteChoice, choose, piece_view
@@ -30,9 +31,9 @@ from intarsia.host import Host
 from intarsia.interfaces import Box, ConfigChange, PlatformSpec
 from intarsia.references import resolve_reference
 from intarsia.report.events import EventStream
-from intarsia.runtime.bound import BoundBox, Plan, PlannedPiece
+from intarsia.runtime.bound import BoundBox, PieceFunction, Plan, PlannedPiece
 from intarsia.runtime.stitch import stitch
-from intarsia.runtime.weights import module_of
+from intarsia.runtime.weights import PlanInput, Recorded, module_of
 from intarsia.split.canonical import CanonicalPiece, canonical
 from intarsia.split.partition import Partition, Piece, check_partition, partition
 from intarsia.split.rules import SupportRule, combine, rule_from, unmatched, view_of
@@ -253,16 +254,15 @@ class Pipeline:
                 i: order[n] for i, n in enumerate(piece.inputs)
                 if n in order and graph.inputs[order[n]].kind in ("weight", "constant")
             }  # fmt: skip
-            pieces.append(PlannedPiece(piece.index, split.canonicals[piece.index], weights))
-
-        def make(boxed: Mapping[int, bool]) -> Any:
-            return stitch(
-                graph, split.partition, boxed, arguments=arguments, roots=roots, symbols=symbols,
-                title=self.name, model=module_of(model), padded=padded,
-            )  # fmt: skip
-
-        return Plan(graph, split.partition, split.canonicals, tuple(pieces), split.fixed, make,
-                    self.name, module_of(model))  # fmt: skip
+            signature = split.canonicals[piece.index].signature
+            pieces.append(PlannedPiece(piece.index, weights, signature))
+        made = stitch(
+            graph, split.partition, frozenset(p.index for p in pieces), arguments=arguments,
+            roots=roots, symbols=symbols, model=module_of(model), padded=padded,
+        )  # fmt: skip
+        return Plan(
+            plan_inputs(graph), tuple(pieces), split.fixed, made, self.name, module_of(model)
+        )
 
     def compile(
         self, parts: Sequence[tuple[PlannedBox, SplitGraph]], scheduler: Scheduler
@@ -290,9 +290,30 @@ class Pipeline:
     ) -> BoundBox:  # fmt: skip
         """Return a plan bound for a box."""
         check = {"values": "always"}.get(self.config.check, self.config.check)
-        made = BoundBox(planned, plan, outcomes, check, self.name)
+        functions = {index: piece_function(outcome) for index, outcome in outcomes.items()}
+        made = BoundBox(planned, plan, functions, check, self.name)
         made.bind(weights)
         return made
+
+
+def piece_function(outcome: Outcome) -> PieceFunction:
+    """Return what runs for a compiled piece."""
+    bind = getattr(outcome.instance.compiler, "bind", None)
+    return PieceFunction(outcome.result.callable, outcome.compiler, bind, outcome.baked or {})
+
+
+def plan_inputs(graph: Graph) -> tuple[PlanInput, ...]:
+    """Return the inputs of a graph as a plan keeps them, without the graph."""
+    holes = [n for n in graph.module.graph.nodes if n.op == "placeholder"]
+    return tuple(_plan_input(e, h) for e, h in zip(graph.inputs, holes, strict=True))
+
+
+def _plan_input(entry: GraphInput, hole: torch.fx.Node) -> PlanInput:
+    recorded = None
+    if entry.kind in ("weight", "constant"):
+        recorded = Recorded.of(nodes.value_of(hole))
+    return PlanInput(entry.kind, entry.name, entry.names, entry.source, entry.is_parameter, recorded,
+                     entry.value, entry.read)  # fmt: skip
 
 
 def _breaks_at_one(graph: Graph, raised: Box, name: str) -> bool:

@@ -10,12 +10,8 @@ from torch import fx
 
 from intarsia import torch_compat
 from intarsia.capture import nodes
+from intarsia.dtypes import dtype_name
 from intarsia.interfaces import Box, IntInfo, PieceSignature, TensorInfo, ValueInfo
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return "float32" for torch.float32."""
-    return str(dtype).removeprefix("torch.")
 
 
 def size_of(value: Any, names: Mapping[Any, str]) -> int | str:

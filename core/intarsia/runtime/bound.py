@@ -5,20 +5,20 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from attrs import define, evolve, field, frozen
 
-from intarsia.capture.graph import Graph
-from intarsia.compiling.boxes import PlannedBox
-from intarsia.compiling.tasks import Outcome
 from intarsia.errors import ContractError
+from intarsia.interfaces import Box, PieceSignature
 from intarsia.runtime.check import CheckedCallable
 from intarsia.runtime.source import bind_code, code_of
-from intarsia.runtime.stitch import Stitching
-from intarsia.runtime.weights import Conversions, check_weights, conversions
-from intarsia.split.canonical import CanonicalPiece
-from intarsia.split.partition import Partition
+from intarsia.runtime.stitching import Stitching
+from intarsia.runtime.weights import Conversions, PlanInput, check_weights, conversions
+
+if TYPE_CHECKING:
+    from intarsia.compiling.boxes import PlannedBox
 
 Forward = Callable[..., Any]
 _TABLE_LIMIT = 1 << 16
@@ -27,12 +27,33 @@ _TABLE_LIMIT = 1 << 16
 
 @frozen
 class PlannedPiece:
-    """A compiled piece of a plan."""
+    """A compiled piece of a plan.
+
+    Attributes:
+        weights: input index -> the whole graph's placeholder index, for inputs that are weights.
+        signature: the piece's signature for a box.
+    """
 
     index: int
-    canonical: CanonicalPiece
     weights: Mapping[int, int]
-    """Input index -> the whole graph's placeholder index, for inputs that are weights."""
+    signature: Callable[[Box], PieceSignature]
+
+
+@frozen
+class PieceFunction:
+    """What runs for a piece and a box.
+
+    Attributes:
+        callable: the compiled piece, which equal pieces share.
+        compiler: who made it.
+        bind: the compiler's own `bind`, or None.
+        baked: the weights that are part of it, by input index; empty: they stay inputs.
+    """
+
+    callable: Forward
+    compiler: str
+    bind: Callable[..., Forward] | None = None
+    baked: Mapping[int, torch.Tensor] = field(factory=dict, eq=False, repr=False)
 
 
 @define
@@ -40,24 +61,26 @@ class Plan:
     """A partitioned graph and its stitching.
 
     Attributes:
+        inputs: one per placeholder of the graph.
         pieces: the pieces that are called, by index.
         fixed: symbols that this graph was captured at exactly one size of.
-        stitch: `(piece index -> takes one list) -> Stitching`.
+        stitching: the generated function.
         root: the module whose weights are read by name.
     """
 
-    graph: Graph
-    partition: Partition
-    canonicals: tuple[CanonicalPiece, ...]
+    inputs: tuple[PlanInput, ...]
     pieces: tuple[PlannedPiece, ...]
     fixed: Mapping[str, int]
-    stitch: Callable[[Mapping[int, bool]], Stitching] = field(repr=False)
+    stitching: Stitching = field(repr=False)
     title: str = "plan"
     root: Any = field(default=None, repr=False)
-    conversions: Conversions = field(factory=Conversions, init=False, repr=False)
+    conversions: Conversions = field(init=False, repr=False)
     _made: dict[frozenset[int], tuple[Stitching, Any]] = field(
         factory=dict, alias="_made", repr=False
     )
+
+    def __attrs_post_init__(self) -> None:
+        self.conversions = conversions(self.inputs, self.stitching.weights)
 
     def made(self) -> list[tuple[Stitching, Any]]:
         """Return the stitchings that were needed so far."""
@@ -67,9 +90,7 @@ class Plan:
         """Return the stitching and its code for callables of which some take one list."""
         key = frozenset(index for index, takes_list in boxed.items() if takes_list)
         if key not in self._made:
-            made = self.stitch(boxed)
-            self.conversions = conversions(self.graph, dict(made.weights))
-            made = _testing(made, self.conversions.tests)
+            made = _testing(self.stitching.rendered(boxed), self.conversions.tests)
             self._made[key] = (made, code_of(made.source, self.title))
         return self._made[key]
 
@@ -112,7 +133,7 @@ class BoundBox:
 
     planned: PlannedBox
     plan: Plan
-    outcomes: Mapping[int, Outcome]
+    functions: Mapping[int, PieceFunction]
     check: str
     name: str
     forward: Forward = field(init=False)
@@ -124,7 +145,7 @@ class BoundBox:
 
     def bind(self, weights: Sequence[Any]) -> None:
         """Attach weights (one per placeholder of the graph, None for others) and callables."""
-        functions = {p.index: self._bound(p, self.outcomes[p.index], weights)
+        functions = {p.index: self._bound(p, self.functions[p.index], weights)
                      for p in self.plan.pieces}  # fmt: skip
         boxed = {i: bool(getattr(f, "boxed_call", False)) for i, f in functions.items()}
         stitching, code = self.plan.stitched(boxed)
@@ -133,7 +154,7 @@ class BoundBox:
         lease = _Lease()
         values = {**stitching.space.values, **names, **tests, "_converted": self._converted,
                   "_lease": lease}  # fmt: skip
-        own = [f for i, f in functions.items() if f is not self.outcomes[i].result.callable]
+        own = [f for i, f in functions.items() if f is not self.functions[i].callable]
         self._release = weakref.finalize(lease, _close_all, own)
         self.weights = weights
         plain = {stitching.pieces[i]: f for i, f in functions.items()}
@@ -159,33 +180,30 @@ class BoundBox:
 
     def _weighed(self, forward: Forward, weights: Sequence[Any]) -> Forward:
         def weighed(*arguments: Any) -> Any:
-            check_weights(self.plan.graph, weights, self.name)
+            check_weights(self.plan.inputs, weights, self.name)
             return forward(*arguments)
 
         return weighed
 
-    def _bound(self, piece: PlannedPiece, outcome: Outcome, weights: Sequence[Any]) -> Forward:
-        function = outcome.result.callable
-        for i, baked in (outcome.baked or {}).items():
+    def _bound(self, piece: PlannedPiece, made: PieceFunction, weights: Sequence[Any]) -> Forward:
+        for i, baked in made.baked.items():
             if weights[piece.weights[i]] is not baked:
-                entry = self.plan.graph.inputs[piece.weights[i]]
+                entry = self.plan.inputs[piece.weights[i]]
                 raise ContractError(
                     f"the weight {entry.name} of {self.name} was replaced",
-                    why=f'compiler "{outcome.compiler}" has made it part of what it compiled',
+                    why=f'compiler "{made.compiler}" has made it part of what it compiled',
                     next_step="Compile the model again, or put the weight back.",
                     subject=entry.name,
                 )
-        bind = getattr(outcome.instance.compiler, "bind", None)
-        if bind is None:
-            return function
+        if made.bind is None:
+            return made.callable
         self.binds += 1
-        made: Forward = bind(function, {i: weights[p] for i, p in piece.weights.items()})
-        return made
+        return made.bind(made.callable, {i: weights[p] for i, p in piece.weights.items()})
 
     def _checking(self, piece: PlannedPiece, function: Forward, boxed: bool) -> CheckedCallable:
         return CheckedCallable(
-            function, piece.canonical.signature(self.planned.box),
-            f"{self.name}.piece_{piece.index}", self.outcomes[piece.index].compiler, boxed,
+            function, piece.signature(self.planned.box),
+            f"{self.name}.piece_{piece.index}", self.functions[piece.index].compiler, boxed,
         )  # fmt: skip
 
     def _first(self, careful: Forward, fast: Forward) -> Forward:
@@ -248,8 +266,3 @@ class Dispatcher:
             return {}
         numbers = key if len(self.symbols) > 1 else (key,)
         return dict(zip(self.symbols, numbers, strict=True))
-
-
-def weights_of(graph: Graph) -> list[Any]:
-    """Return the tensor of every placeholder that is a weight or constant, None for the others."""
-    return [entry.value for entry in graph.inputs]

@@ -14,7 +14,7 @@ import torch
 from attrs import field, frozen
 
 from intarsia import torch_compat
-from intarsia.compiling.signature import dtype_name
+from intarsia.dtypes import dtype_name
 from intarsia.errors import MetadataError
 from intarsia.interfaces import IntInfo, PieceSignature, TensorInfo, ValueInfo
 

@@ -21,7 +21,8 @@ from intarsia import torch_compat
 from intarsia.capture import nodes
 from intarsia.capture.graph import ArgumentTree, Expected, Graph, Parameter
 from intarsia.capture.structure import Path, Step
-from intarsia.compiling.signature import dtype_name, size_of
+from intarsia.compiling.signature import size_of
+from intarsia.dtypes import dtype_name
 from intarsia.errors import ContractError
 from intarsia.runtime.source import Namespace, identifier
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, field
 from torch import fx
 
 from intarsia.capture import nodes
@@ -21,41 +21,15 @@ from intarsia.compiling.signature import size_of
 from intarsia.errors import CaptureError
 from intarsia.runtime.contract import overlap
 from intarsia.runtime.source import Body, Namespace, identifier, literal, number_source
+from intarsia.runtime.stitching import Stitching, piece_call
 from intarsia.split.partition import Partition, Piece
-
-
-@frozen
-class Stitching:
-    """The generated function of a graph.
-
-    Attributes:
-        source: its Python source.
-        name: its name in the source.
-        space: the names that it uses, pieces and weights left out.
-        pieces: piece index -> the name that its callable is bound to.
-        weights: placeholder index -> the name that its tensor is bound to.
-        parameters: its parameters.
-    """
-
-    source: str
-    name: str
-    space: Namespace
-    pieces: Mapping[int, str]
-    weights: Mapping[int, str]
-    parameters: tuple[str, ...]
-
-
-def piece_call(name: str, inputs: Sequence[str], boxed: bool) -> str:
-    """Return the call of a compiled piece."""
-    return f"{name}([{', '.join(inputs)}])" if boxed else f"{name}({', '.join(inputs)})"
 
 
 @define
 class _Writer:
     graph: Graph
     partition: Partition
-    compiled: Mapping[int, bool]
-    title: str
+    compiled: frozenset[int]
     arguments: Mapping[str, str]
     model: Any = None
     padded: tuple[str, ...] = ()
@@ -145,7 +119,7 @@ class _Writer:
         name = self.body.fresh(piece.name)
         self.pieces[piece.index] = name
         inputs = [self.body.names[n] for n in piece.inputs]
-        call = piece_call(name, inputs, self.compiled[piece.index])
+        call = piece_call(name, inputs)
         outputs = [self.body.name_for(n) for n in piece.outputs]
         if outputs:
             call = f"{', '.join(outputs)}{',' if len(outputs) == 1 else ''} = {call}"
@@ -367,17 +341,16 @@ def _rename(text: str, renames: Mapping[str, str]) -> str:
 
 
 def stitch(
-    graph: Graph, partition: Partition, compiled: Mapping[int, bool], *, arguments: Sequence[Path],
-    roots: Sequence[str], symbols: Sequence[str], title: str, model: Any = None,
+    graph: Graph, partition: Partition, compiled: frozenset[int], *, arguments: Sequence[Path],
+    roots: Sequence[str], symbols: Sequence[str], model: Any = None,
     padded: tuple[str, ...] = (),
 ) -> Stitching:  # fmt: skip
     """Return the function that runs a partition.
 
     Its parameters are the tensors at `arguments`, then the call's own arguments `roots` (from which the
     result may take objects), then the values of `symbols`; with `padded`, then the sizes before padding
-    or None. `compiled` maps the index of every piece
-    that is called to whether its callable takes one list.
+    or None. `compiled` has the index of every piece that is called.
     """
     named = {str(p): f"t_{p}" if p.steps else f"t_{p.root}" for p in arguments}
-    writer = _Writer(graph, partition, compiled, title, named, model, padded)
+    writer = _Writer(graph, partition, compiled, named, model, padded)
     return writer.stitching(roots, symbols)

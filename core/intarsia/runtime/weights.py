@@ -4,21 +4,55 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from attrs import define, field, frozen
-from torch import fx
 from torch.nn.modules import module as module_hooks
 
-from intarsia.capture import nodes
-from intarsia.capture.graph import Graph, GraphInput
-from intarsia.compiling.signature import dtype_name
+from intarsia.dtypes import dtype_name
 from intarsia.errors import ContractError
 
 
-def live_weights(graph: Graph, model: Any, name: str) -> list[Any]:
+@frozen
+class Recorded:
+    """A weight's metadata when it was captured; `stride` is None where the layout has none."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...] | None
+    device: torch.device
+    layout: torch.layout = torch.strided
+
+    @classmethod
+    def of(cls, value: torch.Tensor) -> Recorded:
+        """Return the metadata of a tensor, a fake one too."""
+        stride = tuple(value.stride()) if value.layout == torch.strided else None
+        return cls(value.dtype, tuple(value.shape), stride, value.device, value.layout)
+
+
+@frozen
+class PlanInput:
+    """One placeholder of a plan's graph, and where its value comes from: see `capture.graph.GraphInput`.
+
+    Attributes:
+        recorded: the metadata of a weight or constant; None for other inputs.
+        value: the tensor that a compile was bound to first; None after a load.
+        read: evaluates Dynamo's sources as they are now; None where that is not possible.
+    """
+
+    kind: Literal["symbol", "argument", "weight", "constant"]
+    name: str
+    names: tuple[str, ...] = ()
+    source: str = ""
+    is_parameter: bool = False
+    recorded: Recorded | None = None
+    value: torch.Tensor | None = field(default=None, eq=False, repr=False)
+    read: Callable[[str], Any] | None = field(default=None, eq=False, repr=False)
+
+
+def live_weights(inputs: Sequence[PlanInput], model: Any, name: str) -> list[Any]:
     """Return the model's tensors as they are now, one per placeholder; None for other inputs.
 
     Raises:
@@ -26,18 +60,18 @@ def live_weights(graph: Graph, model: Any, name: str) -> list[Any]:
             device.
     """
     root = module_of(model)
-    return [_live(entry, hole, root, name) for entry, hole in _entries(graph)]
+    return [_live(entry, root, name) for entry in inputs]
 
 
-def check_weights(graph: Graph, weights: Sequence[Any], name: str) -> None:
+def check_weights(inputs: Sequence[PlanInput], weights: Sequence[Any], name: str) -> None:
     """Compare bound tensors with what was captured; a conversion of a module re-types them in place.
 
     Raises:
         ContractError: a weight has another shape, dtype, layout or device.
     """
-    for (entry, hole), value in zip(_entries(graph), weights, strict=True):
-        if value is not None:
-            _compare(value, nodes.value_of(hole), entry.name, name)
+    for entry, value in zip(inputs, weights, strict=True):
+        if value is not None and entry.recorded is not None:
+            _compare(value, entry.recorded, entry.name, name)
 
 
 def module_of(model: Any) -> Any:
@@ -46,23 +80,19 @@ def module_of(model: Any) -> Any:
     return owner if isinstance(owner, torch.nn.Module) else model
 
 
-def _entries(graph: Graph) -> list[tuple[GraphInput, fx.Node]]:
-    holes = [n for n in graph.module.graph.nodes if n.op == "placeholder"]
-    return list(zip(graph.inputs, holes, strict=True))
-
-
-def _live(entry: GraphInput, hole: fx.Node, model: Any, name: str) -> Any:
+def _live(entry: PlanInput, model: Any, name: str) -> Any:
+    if entry.kind not in ("weight", "constant"):
+        return None
+    assert entry.recorded is not None
     if entry.kind == "constant":
         value = _read_again(entry, name)
-        _compare(value, nodes.value_of(hole), entry.name, name)
+        _compare(value, entry.recorded, entry.name, name)
         return value
-    if entry.kind != "weight":
-        return None
     values = [_named(model, path, name) for path in entry.names]
     if any(value is not values[0] for value in values[1:]):
         raise _error(name, entry.name, "is no longer tied",
                      f"{', '.join(entry.names)} were one tensor and are several")  # fmt: skip
-    _compare(values[0], nodes.value_of(hole), entry.name, name)
+    _compare(values[0], entry.recorded, entry.name, name)
     return values[0]
 
 
@@ -77,19 +107,19 @@ def _named(model: Any, path: str, name: str) -> torch.Tensor:
     return value
 
 
-def _compare(value: torch.Tensor, recorded: Any, path: str, name: str) -> None:
+def _compare(value: torch.Tensor, recorded: Recorded, path: str, name: str) -> None:
     facts = (
         ("dtype", dtype_name(value.dtype), dtype_name(recorded.dtype)),
-        ("shape", tuple(value.shape), tuple(recorded.shape)),
+        ("shape", tuple(value.shape), recorded.shape),
         ("device", value.device, recorded.device),
     )
     for what, now, then in facts:
         if now != then:
             raise _error(name, path, f"has another {what}", f"it was {then} and is {now}")
-    strided = value.layout == torch.strided and recorded.layout == torch.strided
-    if strided and value.stride() != tuple(recorded.stride()):
-        then = tuple(recorded.stride())
-        raise _error(name, path, "has another stride", f"it was {then} and is {value.stride()}")
+    strided = value.layout == torch.strided and recorded.stride is not None
+    if strided and value.stride() != recorded.stride:
+        why = f"it was {recorded.stride} and is {value.stride()}"
+        raise _error(name, path, "has another stride", why)
 
 
 def _error(name: str, path: str, what: str, why: str) -> ContractError:
@@ -99,7 +129,7 @@ def _error(name: str, path: str, what: str, why: str) -> ContractError:
     )  # fmt: skip
 
 
-def _read_again(entry: GraphInput, name: str) -> Any:
+def _read_again(entry: PlanInput, name: str) -> Any:
     if entry.read is None:
         return entry.value
     try:
@@ -114,21 +144,20 @@ def _read_again(entry: GraphInput, name: str) -> Any:
 # ------------------------------------------------------------------------------------------ hooks
 
 
-def owners(graphs: Iterable[Graph], model: Any) -> list[torch.nn.Module]:
+def owners(inputs: Iterable[PlanInput], model: Any) -> list[torch.nn.Module]:
     """Return the modules that own a captured tensor, or a module that does."""
     root = module_of(model)
     found = list(root.modules()) if isinstance(root, torch.nn.Module) else []
-    for graph in graphs:
-        for entry in graph.inputs:
-            if entry.kind == "constant" and entry.read is not None:
-                found += [m for m in _on_the_way(entry) if isinstance(m, torch.nn.Module)]
+    for entry in inputs:
+        if entry.kind == "constant" and entry.read is not None:
+            found += [m for m in _on_the_way(entry) if isinstance(m, torch.nn.Module)]
     return list(dict.fromkeys(found))
 
 
 _TABLE = re.compile(r"\._(?:modules|parameters|buffers)\[")
 
 
-def _on_the_way(entry: GraphInput) -> Iterable[Any]:
+def _on_the_way(entry: PlanInput) -> Iterable[Any]:
     for found in _TABLE.finditer(entry.source):
         assert entry.read is not None
         try:
@@ -224,14 +253,15 @@ class Conversions:
         return found
 
 
-def conversions(graph: Graph, names: dict[int, str]) -> Conversions:
-    """Return the tests for the weights of a graph; `names` are their variables, by placeholder index."""
+def conversions(inputs: Sequence[PlanInput], names: Mapping[int, str]) -> Conversions:
+    """Return the tests for a plan's weights; `names` are their variables, by placeholder index."""
     made = Conversions()
     seen: set[tuple[str, Any]] = set()
-    for index, (entry, hole) in enumerate(_entries(graph)):
+    for index, entry in enumerate(inputs):
         if index not in names:
             continue
-        variable, recorded = names[index], nodes.value_of(hole)
+        variable, recorded = names[index], entry.recorded
+        assert recorded is not None
         path = entry.names[0] if entry.names else entry.source
         if entry.kind == "weight" and not entry.is_parameter:
             table = f"_buffers_{index}"
