@@ -395,14 +395,48 @@ def python_source(expression: Any, names: Mapping[Any, str]) -> str:
     return str(PythonPrinter().doprint(renamed))
 
 
+def function_source(expression: Any, symbols: Sequence[Any]) -> str:
+    """Return the source of a function that computes an expression from its symbols' values."""
+    names = {symbol: f"v{number}" for number, symbol in enumerate(symbols)}
+    return f"lambda {', '.join(names.values())}: {python_source(expression, names)}"
+
+
 def as_function(expression: Any, symbols: Sequence[Any]) -> Callable[..., Any]:
     """Return a Python function that computes an expression from its symbols' values."""
     import math
 
-    names = {symbol: f"v{number}" for number, symbol in enumerate(symbols)}
-    source = f"lambda {', '.join(names.values())}: {python_source(expression, names)}"
-    made: Callable[..., Any] = eval(source, {"math": math})
+    made: Callable[..., Any] = eval(function_source(expression, symbols), {"math": math})
     return made
+
+
+def traced_function(model: Any) -> tuple[Any, Any]:
+    """Return the Python function that tracing a model starts with, and what it is bound to or None.
+
+    The rule of Dynamo's `get_traced_fn`, without importing Dynamo: a module's `forward`, unless hooks or
+    a `__call__` of its own have to be traced too.
+    """
+    function = model
+    if isinstance(model, torch.nn.Module):
+        function = model.forward if _is_plain_module(model) else model.__call__
+        if isinstance(model, torch.fx.GraphModule) and not _is_plain_module(model):
+            function = model._call_impl
+    bound = getattr(function, "__self__", None)
+    return (function, None) if bound is None else (function.__func__, bound)
+
+
+def _is_plain_module(model: torch.nn.Module) -> bool:
+    from torch.nn.modules import module as tables
+
+    hooks = (
+        model._forward_pre_hooks, model._forward_hooks, model._backward_pre_hooks,
+        model._backward_hooks, tables._global_forward_pre_hooks, tables._global_forward_hooks,
+        tables._global_backward_pre_hooks, tables._global_backward_hooks,
+    )  # fmt: skip
+    forward = getattr(model.forward, "__func__", model.forward)
+    call = getattr(model.__call__, "__func__", model.__call__)
+    return not any(hooks) and forward is not torch.nn.Module.forward and (
+        call is torch.nn.Module.__call__
+    )  # fmt: skip
 
 
 def free_names(size: str) -> list[str]:
@@ -863,6 +897,10 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch._dynamo.convert_frame:fullgraph_capture",
         "torch._dynamo.convert_frame:compile_lock",
         "torch._dynamo.convert_frame:get_traced_fn",
+        "torch.nn.modules.module:_global_forward_pre_hooks",
+        "torch.nn.modules.module:_global_forward_hooks",
+        "torch.nn.modules.module:_global_backward_pre_hooks",
+        "torch.nn.modules.module:_global_backward_hooks",
         "torch._dynamo.utils:get_metrics_context",
         "torch._dynamo.utils:dynamo_timed",
         "torch._dynamo.config:side_effect_replay_policy",

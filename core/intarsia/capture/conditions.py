@@ -14,6 +14,7 @@ from intarsia import torch_compat
 from intarsia.capture.graph import Condition, Graph
 from intarsia.errors import ShapeError
 from intarsia.interfaces import Box
+from intarsia.runtime.size_test import SizeTest
 
 _ENUMERATED = 1 << 14
 """Boxes of at most so many points are tried point by point where interval arithmetic has no answer."""
@@ -93,15 +94,13 @@ def narrowed(graph: Graph, planned: Box, broken: Sequence[Condition]) -> Box:
     return box
 
 
-def predicate(
-    graph: Graph, box: Box, broken: Sequence[Condition]
-) -> Callable[[Mapping[str, int]], bool] | None:
+def predicate(graph: Graph, box: Box, broken: Sequence[Condition]) -> SizeTest | None:
     """Return a test of a call's sizes, or None where a condition is about more than these."""
     symbols = {s: n for s, n in graph.names.items() if n in box}
     if any(set(c.expression.free_symbols) - set(symbols) for c in broken):
         return None
-    tests = [torch_compat.as_function(c.expression, list(symbols)) for c in broken]
-    return lambda sizes: all(test(*(sizes[n] for n in symbols.values())) for test in tests)
+    sources = [torch_compat.function_source(c.expression, list(symbols)) for c in broken]
+    return SizeTest(tuple(symbols.values()), tuple(sources))
 
 
 def nearly_fixed(

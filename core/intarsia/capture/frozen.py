@@ -8,14 +8,15 @@ bundle is loaded, and on every call with `check = "values"`.
 from __future__ import annotations
 
 import enum
+import re
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import CellType
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, TypeAlias
 
 import torch
 from attrs import frozen
 
+from intarsia.capture.scope import compiled_source, scope_of
 from intarsia.torch_compat import FrameCapture
 
 _VALUE_GUARDS = {
@@ -25,6 +26,13 @@ _VALUE_GUARDS = {
 }  # fmt: skip
 _FUNCTION_GUARDS = ("ID_MATCH", "CLOSURE_MATCH", "FUNCTION_MATCH", "BUILTIN_MATCH")
 _LENGTHS = {"SEQUENCE_LENGTH", "DICT_LENGTH", "LIST_LENGTH", "DICT_KEYS_MATCH"}
+_CLASSES = {"TYPE_MATCH", "MODULE_MATCH", "NN_MODULE"}
+# Whoever watches the replacement of weights registers these, we among them; a forward does not read them.
+_UNREAD = re.compile(r"\b_global_(module|parameter|buffer)_registration_hooks\b")
+
+FrozenKind: TypeAlias = Literal["value", "length", "class", "function", "training"]
+"""What of a source is compared: the value, its length, the name of its class, its identity as a function
+or class; "training" is a module's flag."""
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device,
           torch.layout, torch.memory_format, enum.Enum)  # fmt: skip
 
@@ -36,14 +44,16 @@ class FrozenValue:
     Attributes:
         source: where it came from, as Python ("L['self'].scale").
         label: the same for a reader ("self.scale").
-        value: a plain value, a length, the tuple of a dict's keys, or the name of a function.
+        value: a plain value, a length, the name of a class, or the name of a function.
         read: gets it again from the live objects.
+        kind: what of the source it is.
     """
 
     source: str
     label: str
     value: Any
     read: Callable[[], Any]
+    kind: FrozenKind = "value"
 
     def changed(self) -> tuple[Any, Any] | None:
         """Return (then, now) if the value is no longer what tracing saw, else None."""
@@ -59,12 +69,12 @@ class FrozenValue:
 
 def frozen_values(capture: FrameCapture) -> tuple[list[FrozenValue], list[str]]:
     """Return what tracing read outside the call's arguments, and the sources that cannot be compared."""
-    scope = _scope(capture)
+    scope = frame_scope(capture)
     root_name = capture.root_name
     found: dict[str, FrozenValue] = {}
     opaque: list[str] = []
     for source, kind in sorted(set(capture.guards)):
-        if not source or not outside_arguments(source, capture):
+        if not source or not outside_arguments(source, capture) or _UNREAD.search(source):
             continue
         if kind not in _VALUE_GUARDS:
             if kind in _FUNCTION_GUARDS and source not in found:
@@ -92,58 +102,46 @@ _UNREADABLE = object()
 
 def read_source(capture: FrameCapture, source: str, kind: str) -> Any:
     """Return the value of a source as a guard of some kind sees it; equal marks where it has none."""
-    code = _compiled(source)
+    code = compiled_source(source)
     if code is None:
         return _UNREADABLE
     try:
-        value = _reader(code, kind, _scope(capture))()
+        value = _reader(code, kind, frame_scope(capture))()
     except Exception:  # Dynamo's sources may name helpers of its own
         return _UNREADABLE
     if kind == "HASATTR":  # about the object that has the attribute, not about its identity
-        return _type_name(value)
+        return type_name(value)
     return value if _is_plain(value) or isinstance(value, torch.Tensor) else _identity(value)
 
 
 def _identity(value: Any) -> Any:
     """Return what is the same for two objects that behave the same as far as an identity guard goes."""
     if isinstance(value, torch.nn.Module | dict | list | tuple | set | types.MappingProxyType):
-        return _type_name(value)  # what is inside has guards of its own
+        return type_name(value)  # what is inside has guards of its own
     if isinstance(value, types.MethodType):
         return id(value.__func__), _identity(value.__self__)
     return id(value)
 
 
-def tensor_reader(
-    capture: FrameCapture, source: str, value: torch.Tensor
-) -> Callable[[str], Any] | None:
-    """Return what evaluates Dynamo's sources as they are now, for a tensor that has one; else None.
-
-    A tensor whose source does not lead to it is looked for among the attributes of the model's modules.
-    """
-    scope = _scope(capture)
-
-    def read(text: str) -> Any:
-        return eval(text, scope)
-
+def tensor_source(capture: FrameCapture, source: str, value: torch.Tensor) -> str | None:
+    """Return a source that leads to a tensor: Dynamo's, or that of a module's attribute; None: neither."""
+    scope = frame_scope(capture)
     try:
-        if read(source) is value:
-            return read
+        if eval(source, scope) is value:
+            return source
     except Exception:  # Dynamo's sources may name helpers of its own
         pass
-    for _, module in _modules(capture.root):
+    for path, module in _modules(capture.root):
         for key, held in vars(module).items():
             if held is value:
-                return _attribute_reader(module, key, source)
+                return f"L[{capture.root_name!r}].get_submodule({path!r}).{key}"
     return None
 
 
-def _attribute_reader(module: torch.nn.Module, key: str, source: str) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        if text != source:
-            raise KeyError(text)
-        return getattr(module, key)
-
-    return read
+def reader(capture: FrameCapture) -> Callable[[str], Any]:
+    """Return what evaluates the sources of a trace as they are now."""
+    scope = frame_scope(capture)
+    return lambda text: eval(text, scope)
 
 
 def _modules(root: Any) -> list[tuple[str, torch.nn.Module]]:
@@ -154,42 +152,23 @@ def _training(name: str, module: torch.nn.Module) -> FrozenValue:
     # Dropout and batch norm read `training` inside C++ or through the module's guard as a whole, so it
     # is kept for every module, whether a guard names it or not.
     label = f"self.{name}.training" if name else "self.training"
-    return FrozenValue(f"training:{name}", label, module.training, lambda: module.training)
+    return FrozenValue(
+        f"training:{name}", label, module.training, lambda: module.training, "training"
+    )
 
 
-class _Locals(dict[str, Any]):
-    """The traced function's names; closure variables are read from their cells as they are now."""
-
-    def __init__(self, cells: Iterable[tuple[str, CellType]]) -> None:
-        super().__init__()
-        self.cells = dict(cells)
-
-    def __missing__(self, name: str) -> Any:
-        try:
-            return self.cells[name].cell_contents
-        except ValueError:  # an empty cell
-            raise KeyError(name) from None
-
-
-def _scope(capture: FrameCapture) -> dict[str, Any]:
-    function = capture.function
-    names = function.__code__.co_varnames
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    local = _Locals(cells)
-    if capture.root is not None and names:
-        local[names[0]] = capture.root
-    scope: dict[str, Any] = dict(capture.f_globals)
-    scope.update({"L": local, "G": capture.f_globals})
-    return scope
+def frame_scope(capture: FrameCapture) -> dict[str, Any]:
+    """Return what the sources of a trace are evaluated in."""
+    return scope_of(capture.function, capture.root, capture.f_globals)
 
 
 def source_values(capture: FrameCapture) -> Iterator[tuple[str, Any]]:
     """Yield the source and live value of everything that tracing read; closure cells as such, too."""
-    scope = _scope(capture)
+    scope = frame_scope(capture)
     sources = {source for source, _ in capture.guards if source}
     cells = {s.removesuffix(".cell_contents") for s in sources if s.endswith(".cell_contents")}
     for source in sorted(sources | cells):
-        code = _compiled(source)
+        code = compiled_source(source)
         try:
             if code is not None:
                 yield source, eval(code, scope)
@@ -213,7 +192,7 @@ def outside_arguments(source: str, capture: FrameCapture) -> bool:
 
 
 def _freeze(source: str, kind: str, scope: dict[str, Any], root_name: str) -> FrozenValue | None:
-    code = _compiled(source)
+    code = compiled_source(source)
     if code is None:
         return None
     get = _reader(code, kind, scope)
@@ -225,12 +204,18 @@ def _freeze(source: str, kind: str, scope: dict[str, Any], root_name: str) -> Fr
         return None
     if not _is_plain(value):
         return None
-    return FrozenValue(source, label_of(source, root_name), value, get)
+    return FrozenValue(source, label_of(source, root_name), value, get, _kind_of(kind))
+
+
+def _kind_of(guard: str) -> FrozenKind:
+    if guard in _LENGTHS:
+        return "length"
+    return "class" if guard in _CLASSES else "value"
 
 
 def _freeze_function(source: str, scope: dict[str, Any], root_name: str) -> FrozenValue | None:
     """Freeze a function or class, which is compared by identity; None for any other value."""
-    code = _compiled(source)
+    code = compiled_source(source)
     if code is None:
         return None
     try:
@@ -247,31 +232,23 @@ def _freeze_function(source: str, scope: dict[str, Any], root_name: str) -> Froz
         same = now is kept or _identity(now) == wanted
         return name if same else f"another one, {_function_name(now)}"
 
-    return FrozenValue(source, label_of(source, root_name), name, read)
+    return FrozenValue(source, label_of(source, root_name), name, read, "function")
 
 
 def _function_name(value: Any) -> str:
-    return str(getattr(value, "__qualname__", None) or _type_name(value))
-
-
-def _compiled(source: str) -> Any:
-    try:
-        return compile(source, "<frozen value>", "eval")
-    except SyntaxError:
-        return None
+    return str(getattr(value, "__qualname__", None) or type_name(value))
 
 
 def _reader(code: Any, kind: str, scope: dict[str, Any]) -> Callable[[], Any]:
-    if kind == "DICT_KEYS_MATCH":
-        return lambda: len(eval(code, scope))
     if kind in _LENGTHS:
         return lambda: len(eval(code, scope))
-    if kind in ("TYPE_MATCH", "MODULE_MATCH", "NN_MODULE"):
-        return lambda: _type_name(eval(code, scope))
+    if kind in _CLASSES:
+        return lambda: type_name(eval(code, scope))
     return lambda: eval(code, scope)
 
 
-def _type_name(value: Any) -> str:
+def type_name(value: Any) -> str:
+    """Return "module.Class" of a value's class."""
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
@@ -293,12 +270,16 @@ def label_of(source: str, root_name: str = "self") -> str:
     return text.replace("__import_", "").replace("_dot_", ".")
 
 
-def changes(values: Mapping[str, FrozenValue] | list[FrozenValue]) -> list[str]:
+def changes(values: Iterable[FrozenValue]) -> list[str]:
     """Return one line for each frozen value that is no longer what tracing saw."""
-    entries = values.values() if isinstance(values, Mapping) else values
     lines = []
-    for entry in entries:
+    for entry in values:
         found = entry.changed()
         if found is not None:
-            lines.append(f"{entry.label} was {found[0]!r} at capture and is {found[1]!r}")
+            lines.append(change_line(entry.label, *found))
     return lines
+
+
+def change_line(label: str, then: Any, now: Any) -> str:
+    """Return the line for a value that has changed."""
+    return f"{label} was {then!r} at capture and is {now!r}"

@@ -124,6 +124,7 @@ class Graph:
         frozen: Python values that tracing baked in.
         opaque: sources of values that cannot be compared later.
         codes: the code that tracing went through.
+        scope: what sources are evaluated in.
         seconds: how long the capture took.
         traces: how many frames were traced (regions included).
     """
@@ -140,6 +141,7 @@ class Graph:
     frozen: tuple[FrozenValue, ...] = ()
     opaque: tuple[str, ...] = ()
     codes: tuple[CodeType, ...] = ()
+    scope: Mapping[str, Any] = field(factory=dict, eq=False, repr=False)
     seconds: float = 0.0
     traces: int = 1
     notes: tuple[str, ...] = Factory(tuple)

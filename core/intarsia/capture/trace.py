@@ -17,7 +17,14 @@ from intarsia import torch_compat
 from intarsia.capture import nodes
 from intarsia.capture.conditions import only_about_one
 from intarsia.capture.dynamic import Dynamic, NamedDim, choose_hints, named_dims, resized
-from intarsia.capture.frozen import FrozenValue, frozen_values, label_of, tensor_reader
+from intarsia.capture.frozen import (
+    FrozenValue,
+    frame_scope,
+    frozen_values,
+    label_of,
+    reader,
+    tensor_source,
+)
 from intarsia.capture.graph import (
     ArgumentTree,
     Condition,
@@ -229,6 +236,7 @@ class _Reader:
             frozen=tuple(values),
             opaque=tuple(opaque),
             codes=self.frame.codes,
+            scope=frame_scope(self.frame),
         )
 
     # -- inputs
@@ -246,8 +254,10 @@ class _Reader:
         if names:
             return GraphInput("weight", names[0], names=names, source=source,
                               is_parameter=is_parameter, value=value)  # fmt: skip
-        return GraphInput("constant", label_of(source), source=source, is_parameter=is_parameter,
-                          value=value, read=tensor_reader(self.frame, source, value))  # fmt: skip
+        found = tensor_source(self.frame, source, value)
+        read = None if found is None else reader(self.frame)
+        return GraphInput("constant", label_of(source), source=found or source,
+                          is_parameter=is_parameter, value=value, read=read)  # fmt: skip
 
     def _named_symbol(
         self, entry: GraphInput, hole: fx.Node, names: Mapping[Any, str]

@@ -40,14 +40,20 @@ class Namespace:
 
     Attributes:
         taken: names of variables and parameters; in a function they would hide a value of that name.
+        origins: name -> where the model has the value, as plain data, for values without a form of their own:
+            ["attribute", parts...] or ["weight", qualified name].
     """
 
     values: dict[str, Any] = field(factory=dict)
     taken: set[str] = field(factory=set)
+    origins: dict[str, Any] = field(factory=dict)
     _by_id: dict[int, str] = field(factory=dict, alias="_by_id")
 
-    def bind(self, value: Any, hint: str) -> str:
-        """Return the name of a value, a new one made from `hint` at its first use."""
+    def bind(self, value: Any, hint: str, origin: Any = None) -> str:
+        """Return the name of a value, a new one made from `hint` at its first use.
+
+        `origin` tells where the model has it; None: the value speaks for itself.
+        """
         known = self._by_id.get(id(value))
         if known is not None:
             return known
@@ -58,6 +64,8 @@ class Namespace:
             name = f"{base}_{number}"
         self.values[name] = value
         self._by_id[id(value)] = name
+        if origin is not None:
+            self.origins[name] = origin
         return name
 
 

@@ -229,9 +229,12 @@ class _Writer:
     def _template(self, template: Template, values: Sequence[str]) -> str:
         named = {i: e for i, e in enumerate(self.graph.inputs) if e.kind == "weight"}
         by_name = {n: self.weights[i] for i, e in named.items() for n in e.names}
-        plain = _weights_as_values(template, by_name, self.model, self._path)
+        unused: dict[int, list[str]] = {}
+        plain = _weights_as_values(template, by_name, self.model, self._path, unused)
         made = template_source(plain, values.__getitem__)
-        renames = {n: self.body.space.bind(v, _hint(v)) for n, v in made.names.items()}
+        renames = {
+            n: self.body.space.bind(v, _hint(v), unused.get(id(v))) for n, v in made.names.items()
+        }
         return _rename(made.text, renames)
 
     def _target(self, effect: Effect) -> str:
@@ -271,7 +274,7 @@ class _Writer:
             **owner._parameters,
         }:
             return None
-        return f"{self.body.space.bind(owner, f'module_{name}')}.{name}"
+        return f"{self._bound_owner(effect, owner, name)}.{name}"
 
     def _model_effect(self, effect: Effect, value: str) -> str:
         owner, name = self._owner(effect)
@@ -279,7 +282,11 @@ class _Writer:
         if buffer is not None:
             self._check_buffer(effect, getattr(owner, name))
             return f"{buffer}.copy_({value})"
-        return f"{self.body.space.bind(owner, f'module_{name}')}.{name} = {value}"
+        return f"{self._bound_owner(effect, owner, name)}.{name} = {value}"
+
+    def _bound_owner(self, effect: Effect, owner: Any, name: str) -> str:
+        parts = [step for _, step in effect.target.steps[:-1]]
+        return self.body.space.bind(owner, f"module_{name}", ["attribute", *parts])
 
     def _check_buffer(self, effect: Effect, buffer: Any) -> None:
         # A buffer that the model replaces: the same object is kept, and written into.
@@ -321,16 +328,22 @@ def _hint(value: Any) -> str:
 
 
 def _weights_as_values(
-    template: Template, names: Mapping[str, str], model: Any, path: Callable[[Path], str]
-) -> Template:
-    """Put a weight's variable, or the weight itself where the graph does not use it, in its place."""
+    template: Template, names: Mapping[str, str], model: Any, path: Callable[[Path], str],
+    unused: dict[int, list[str]],
+) -> Template:  # fmt: skip
+    """Put a weight's variable, or the weight itself where the graph does not use it, in its place.
+
+    `unused` gets the origin of each such weight, by the id of what stands for it.
+    """
     if template.kind == "weight":
         if template.ref in names:  # results never require grad, not even the weights themselves
             return Template("argument", f"{names[template.ref]}.detach()")
-        return Template("constant", _weight(model, str(template.ref)).detach())
+        value = _weight(model, str(template.ref)).detach()
+        unused[id(value)] = ["weight", str(template.ref)]
+        return Template("constant", value)
     if isinstance(template.ref, Path):
         return Template(template.kind, path(template.ref))
-    parts = tuple((k, _weights_as_values(p, names, model, path)) for k, p in template.parts)
+    parts = tuple((k, _weights_as_values(p, names, model, path, unused)) for k, p in template.parts)
     return Template(template.kind, template.ref, template.cls, parts)
 
 

@@ -158,6 +158,11 @@ def _encode_container(value: Any, reference: Callable[[fx.Node], Encoded]) -> En
 
 
 def _encode_scalar(value: Any, reference: Callable[[fx.Node], Encoded]) -> Encoded:
+    if isinstance(value, bytes):
+        return ["bytes", value.hex()]
+    if type(value) in (set, frozenset):
+        items = [encode_argument(item, reference) for item in value]
+        return [type(value).__name__, *sorted(items, key=repr)]
     if isinstance(value, complex):
         return ["complex", value.real.hex(), value.imag.hex()]
     if isinstance(value, enum.Enum):
@@ -183,6 +188,9 @@ _DECODERS: dict[str, Callable[..., Any]] = {
     else torch.device(kind),
     "ellipsis": lambda nodes: Ellipsis,
     "complex": lambda nodes, re, im: complex(float.fromhex(re), float.fromhex(im)),
+    "bytes": lambda nodes, text: bytes.fromhex(text),
+    "set": lambda nodes, *items: {decode_argument(i, nodes) for i in items},
+    "frozenset": lambda nodes, *items: frozenset(decode_argument(i, nodes) for i in items),
     "enum": lambda nodes, cls, name: resolve_name(cls)[name],
     "op": lambda nodes, name: resolve_operation(name),
     "fn": lambda nodes, name: resolve_name(name),
