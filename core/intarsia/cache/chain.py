@@ -1,0 +1,158 @@
+"""Stores behind each other, and the guard that turns every error of a store into a miss."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import TypeVar
+
+from intarsia.cache.entry import HEAD, BadEntry, Header, WrongSecret, read_header
+from intarsia.cache.folder import UntrustedFolder
+from intarsia.cache.local import LocalStore
+from intarsia.errors import CacheError
+from intarsia.interfaces import Store, StoreStat
+from intarsia.references import describe
+
+__all__ = ["Guarded"]
+
+log = logging.getLogger("intarsia")
+T = TypeVar("T")
+D = TypeVar("D")
+
+_NEVER_AGAIN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+"""Errors of a save that the next save would meet as well."""
+_PATIENCE = 3
+"""Errors in a row after which a store is left alone."""
+
+
+class Guarded:
+    """A store that never raises: where it fails, the answer is a miss or a save that was skipped.
+
+    The first error is told in one warning, later ones only at the level debug. A directory that must not
+    be used, and a store with several errors in a row, are left alone for the rest of the process.
+
+    Attributes:
+        store: the store.
+        name: its path or URL.
+        usable: whether it is still asked for anything.
+        saving: whether it is still given anything.
+    """
+
+    def __init__(self, store: Store, name: str, warn: Callable[[str], None]) -> None:
+        self.store = store
+        self.name = name
+        self.usable = True
+        self.saving = True
+        self._warn = warn
+        self._warned = False
+        self._in_a_row = 0
+        self._lock = threading.Lock()
+
+    @property
+    def local(self) -> LocalStore | None:
+        """The store, if it is a directory of this machine."""
+        return self.store if isinstance(self.store, LocalStore) else None
+
+    def get(self, key: str) -> bytes | None:
+        """Return the bytes of an entry, or None.
+
+        Raises:
+            BadEntry: there is something that must not be read.
+        """
+        return self._asked("read from", lambda: self.store.get(key), None)
+
+    def header(self, key: str) -> Header | None:
+        """Return an entry's header, which nobody has verified, or None."""
+        with suppress(BadEntry):
+            return self._asked("read from", lambda: self._header(key), None)
+        return None
+
+    def stat(self, key: str) -> StoreStat | None:
+        """Return an entry's size and age, or None."""
+        return self._asked("read from", lambda: self.store.stat(key), None)
+
+    def keys(self) -> list[str]:
+        """Return every key."""
+        return self._asked("list", lambda: list(self.store.list()), [])
+
+    def put(self, key: str, data: bytes) -> bool | None:
+        """Store the bytes; False: the key exists already, None: the save was skipped."""
+        if not self.saving:
+            return None
+        return self._asked("save in", lambda: self.store.put_if_absent(key, data), None)
+
+    def mark_used(self, key: str) -> None:
+        """Note that this process uses an entry, where the store has an owner who wants to know."""
+        local = self.local
+        if local is not None and self.usable:
+            try:
+                local.mark_used(key)
+            except (OSError, CacheError) as problem:
+                # A read-only directory is a fine cache, so that this is no trouble.
+                log.debug("%s: cannot mark %s as used: %s", self.name, key[:12], problem)
+
+    def put_aside(self, key: str, data: bytes | None, problem: Exception) -> str:
+        """Take a bad entry out of the way; return what became of it, as the end of a sentence."""
+        local = self.local
+        if local is not None:
+            moved = self._asked("move aside in", lambda: local.put_aside(key, data), None)
+            return "it was moved aside" if moved else "it stays where it is"
+        if not isinstance(problem, BadEntry) or isinstance(problem, WrongSecret):
+            # It may serve others well: what failed here can be this machine's own fault.
+            return "it stays, since the store is shared"
+        self._asked("remove from", lambda: self.store.delete(key), None)
+        return "it was removed"
+
+    def _header(self, key: str) -> Header | None:
+        head: Callable[[str, int], bytes | None] | None = getattr(self.store, "head", None)
+        if head is not None:
+            first = head(key, HEAD)
+            found = read_header(first) if first is not None else None
+            if first is None or found is not None:
+                return found
+        data = self.store.get(key)
+        return read_header(data) if data is not None else None
+
+    def _asked(self, action: str, call: Callable[[], T], instead: D) -> T | D:
+        if not self.usable:
+            return instead
+        try:
+            answer = call()
+        except BadEntry:
+            raise
+        except Exception as problem:  # a plugin's store may raise anything
+            self._note(action, problem)
+            return instead
+        self._in_a_row = 0
+        return answer
+
+    def _note(self, action: str, problem: Exception) -> None:
+        with self._lock:
+            first, self._warned = not self._warned, True
+            self._in_a_row += 1
+            if isinstance(problem, UntrustedFolder) or self._in_a_row >= _PATIENCE:
+                self.usable = False
+            if action == "save in" and getattr(problem, "errno", None) in _NEVER_AGAIN:
+                self.saving = False
+        if first:
+            self._warn(self._told(action, problem))
+        else:
+            log.debug("cannot %s the cache %s: %s", action, self.name, describe(problem))
+
+    def _told(self, action: str, problem: Exception) -> str:
+        if isinstance(problem, UntrustedFolder):
+            return f"{problem} Going on without it."
+        return f"cannot {action} the cache {self.name} ({describe(problem)}); going on without"
+
+
+def keys_of(places: Iterable[Guarded]) -> Iterator[tuple[Guarded, str]]:
+    """Return every key with the first store that holds it."""
+    seen: set[str] = set()
+    for place in places:
+        for key in place.keys():  # noqa: SIM118  # no dict
+            if key not in seen:
+                seen.add(key)
+                yield place, key
