@@ -12,11 +12,12 @@ import torch
 
 from intarsia import torch_compat
 from intarsia.capture import nodes
+from intarsia.capture.call import bind_call, describe
 from intarsia.capture.conditions import fixing_condition
 from intarsia.capture.dynamic import Dynamic, named_dims
 from intarsia.capture.graph import Graph
 from intarsia.capture.regions import regional_trace
-from intarsia.capture.trace import bind_call, capture, describe
+from intarsia.capture.trace import capture
 from intarsia.compiled import Compiled, Engine
 from intarsia.compiling.boxes import PlannedBox
 from intarsia.compiling.routes import check_names

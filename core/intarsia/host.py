@@ -373,6 +373,12 @@ class Host:
                 changes.append((name, change))
         return resolved, tuple(changes)
 
+    def deciding_plugins(self) -> tuple[PluginStatus, ...]:
+        """Return the plugins that may choose a piece's compilers."""
+        hooks = self._loaded.registry.implementations("intarsia_choose_compiler")
+        names = {self._loaded.plugin_name(implementation.plugin_name) for implementation in hooks}
+        return tuple(status for status in self._loaded.statuses if status.name in names)
+
     def emit(self, event: Event) -> None:
         """Tell every plugin of an event; a plugin that fails is logged and stops nothing."""
         for implementation in self._loaded.registry.implementations("intarsia_event"):

@@ -114,14 +114,14 @@ class PieceSignature:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the signature as JSON-able data."""
-        from intarsia.compiling.signature import signature_to_dict  # cycle: it builds these records
+        from intarsia.compiling.plain import signature_to_dict  # cycle: it builds these records
 
         return signature_to_dict(self)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> PieceSignature:
         """Rebuild a signature from `to_dict`'s data."""
-        from intarsia.compiling.signature import signature_from_dict  # cycle, as above
+        from intarsia.compiling.plain import signature_from_dict  # cycle, as above
 
         return signature_from_dict(data)
 

@@ -298,8 +298,10 @@ class Pipeline:
 
 def piece_function(outcome: Outcome) -> PieceFunction:
     """Return what runs for a compiled piece."""
+    made = outcome.result
     bind = getattr(outcome.instance.compiler, "bind", None)
-    return PieceFunction(outcome.result.callable, outcome.compiler, bind, outcome.baked or {})
+    return PieceFunction(made.callable, outcome.compiler, bind, outcome.baked or {}, made.artifact,
+                         tuple(made.needs), made.note)  # fmt: skip
 
 
 def plan_inputs(graph: Graph) -> tuple[PlanInput, ...]:

@@ -11,7 +11,8 @@ from attrs import evolve
 from torch import fx
 
 from intarsia import torch_compat
-from intarsia.compiling.signature import fake_inputs, signature_from_dict, signature_to_dict
+from intarsia.compiling.plain import signature_from_dict, signature_to_dict
+from intarsia.compiling.signature import fake_inputs
 from intarsia.errors import CompileFailed
 from intarsia.interfaces import CompileRequest, Option, PassSpec, PieceSignature, Tier
 from intarsia.split.encode import decode_graph, encode_graph

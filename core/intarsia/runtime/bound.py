@@ -11,7 +11,7 @@ import torch
 from attrs import define, evolve, field, frozen
 
 from intarsia.errors import ContractError
-from intarsia.interfaces import Box, PieceSignature
+from intarsia.interfaces import Box, PieceSignature, Tier
 from intarsia.runtime.check import CheckedCallable
 from intarsia.runtime.source import bind_code, code_of
 from intarsia.runtime.stitching import Stitching
@@ -48,12 +48,20 @@ class PieceFunction:
         compiler: who made it.
         bind: the compiler's own `bind`, or None.
         baked: the weights that are part of it, by input index; empty: they stay inputs.
+        artifact: what restores it in another process, or None.
+        needs: modules and operators that a load of the artifact requires.
+        note: one line for `explain()`.
+        tier: which artifact it is.
     """
 
     callable: Forward
     compiler: str
     bind: Callable[..., Forward] | None = None
     baked: Mapping[int, torch.Tensor] = field(factory=dict, eq=False, repr=False)
+    artifact: bytes | None = field(default=None, eq=False, repr=False)
+    needs: tuple[str, ...] = ()
+    note: str = ""
+    tier: Tier = "quick"
 
 
 @define

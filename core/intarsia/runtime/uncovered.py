@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from attrs import define
 
+from intarsia.capture.call import Call
 from intarsia.capture.conditions import describe_box
 from intarsia.capture.graph import Graph, Parameter
-from intarsia.capture.trace import Call
 from intarsia.errors import ConfigError, ContractError
 from intarsia.report.events import EventStream
 from intarsia.runtime.bound import BoundBox, Forward

@@ -1,0 +1,288 @@
+"""The key under which a plan is looked up: all that is known of a compile without tracing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from attrs import fields, frozen
+
+from intarsia.bundle.sources import class_sources
+from intarsia.capture.call import Call, argument_values
+from intarsia.capture.dynamic import Dynamic
+from intarsia.capture.structure import Path, is_opaque, is_scalar
+from intarsia.compiling.identity import (
+    compiler_factors,
+    pass_factors,
+    platform_factors,
+    torch_factors,
+    traits_of,
+)
+from intarsia.config import Config
+from intarsia.digests import function_identity, plain_digest, source_digest
+from intarsia.dtypes import dtype_name
+from intarsia.errors import IntarsiaError
+from intarsia.host import Host
+from intarsia.interfaces import PlatformSpec
+from intarsia.references import resolve_reference
+from intarsia.split.encode import CannotEncode, encode_argument
+
+_APART = frozenset({
+    "artifact", "cache", "cache_key_file", "cache_wait", "compile_timeout", "compilers", "dump",
+    "executor", "max_tasks_warning", "name", "options", "passes", "platform", "plugins", "split_at",
+    "split_rule", "workers",
+})  # fmt: skip
+"""Settings that do not change a plan, or whose effect other factors tell."""
+
+
+class NoKey(IntarsiaError):
+    """A compile has no key without tracing, so its plan cannot be kept; the text says why."""
+
+
+@frozen
+class Asked:
+    """One compile, as it is asked for.
+
+    Attributes:
+        call: the example call.
+        named: (argument path, dimension) -> symbol name.
+        device: the device index, or None.
+    """
+
+    model: Any
+    call: Call
+    dynamic: Dynamic
+    named: Mapping[tuple[str, int], str]
+    config: Config
+    host: Host
+    platform: PlatformSpec
+    device: int | None
+
+
+def lookup_factors(asked: Asked) -> dict[str, str]:
+    """Return the factors of a plan's key.
+
+    Raises:
+        NoKey: a compiler, rule or argument has no identity that another process could compare.
+    """
+    return {
+        **torch_factors(),
+        **platform_factors(asked.platform, traits_of(asked.platform, asked.device)),
+        **_settings(asked),
+        **_rules(asked),
+        **_compilers(asked),
+        **_plugins(asked.host),
+        **_model(asked.model),
+        **_arguments(asked),
+    }
+
+
+# ----------------------------------------------------------------------------------- settings, plugins
+
+
+def _settings(asked: Asked) -> dict[str, str]:
+    found = {}
+    plain = asked.config.to_dict()
+    for attribute in fields(Config):
+        if attribute.name in plain and attribute.name not in _APART:
+            value = json.dumps(plain[attribute.name], sort_keys=True, default=repr)
+            found[f"setting {attribute.name.replace('_', '-')}"] = value
+    names = asked.config.passes.enable
+    specs = [asked.host.pass_(name) for name in dict.fromkeys([*asked.platform.passes, *names])]
+    found.update(pass_factors(specs, asked.host))
+    return found
+
+
+def _rules(asked: Asked) -> dict[str, str]:
+    config = asked.config
+    wanted = config.split_at or tuple(asked.platform.rules)
+    found = {"rules": json.dumps([_rule_text(v) for v in wanted])}
+    named = [v for v in wanted if isinstance(v, str)] + list(config.split_rule)
+    known = {spec.name: spec for spec in asked.host.split_rules()}
+    for name in named:
+        if name in known:
+            rule = resolve_reference(known[name].rule, owner=f'split rule "{name}"')
+            found[f"rule {name}"] = _rule_identity(rule)
+    return found
+
+
+def _rule_text(rule: Any) -> str:
+    return rule if isinstance(rule, str) else _rule_identity(rule)
+
+
+def _rule_identity(rule: Any) -> str:
+    """Return what a rule object is.
+
+    Raises:
+        NoKey: it is a function that reads variables of another one, so that its code does not tell.
+    """
+    if hasattr(rule, "assign"):
+        factors = json.dumps(dict(rule.factors()), sort_keys=True)
+        return f"{function_identity(type(rule))} {factors}"
+    if getattr(rule, "__closure__", None):
+        raise NoKey(
+            f"the split rule {function_identity(rule)} cannot be compared in another process",
+            why="it reads variables of the function that made it",
+            next_step="Give it as an object with factors().",
+        )
+    return function_identity(rule) if callable(rule) else str(rule)
+
+
+def _compilers(asked: Asked) -> dict[str, str]:
+    config, platform = asked.config, asked.platform
+    names = [*(config.compilers or platform.compilers), *config.split_by_support]
+    for route in config.routes:
+        names += route.compilers
+    order = json.dumps(list(config.compilers or platform.compilers))
+    found = {"compilers": order, "tier": "quick"}
+    for name in dict.fromkeys(names):
+        spec = asked.host.compiler(name)
+        factors = compiler_factors(spec, asked.host, asked.device)
+        if factors is None:
+            raise NoKey(
+                f'compiler "{name}" is never cached', why="its factors() are None", subject=name
+            )
+        found.update(factors)
+    return found
+
+
+def _plugins(host: Host) -> dict[str, str]:
+    """Return the plugins that may take part in a choice by hooks, with their versions."""
+    return {
+        f"plugin {s.name}": f"{s.distribution} {s.version} {source_digest([s.module])[:32]}"
+        for s in host.deciding_plugins()
+    }
+
+
+# ---------------------------------------------------------------------------------------------- model
+
+
+def _model(model: Any) -> dict[str, str]:
+    found = {f"source of {name}": text for name, text in class_sources(model).items()}
+    owner = getattr(model, "__self__", model)
+    if not isinstance(owner, torch.nn.Module):
+        found["model"] = function_identity(model)
+        return found
+    found["model"] = function_identity(type(owner) if owner is model else model)
+    modules = list(owner.named_modules(remove_duplicate=False))
+    kinds = [(path, f"{type(m).__module__}.{type(m).__qualname__}") for path, m in modules]
+    lengths = {path: len(m) for path, m in modules if hasattr(m, "__len__")}
+    training = [path for path, m in modules if m.training]
+    found["model structure"] = plain_digest(kinds)
+    found["model lengths"] = json.dumps(lengths, sort_keys=True)
+    found["training"] = plain_digest(training) if training else "off"
+    found.update(_weights(owner))
+    return found
+
+
+def _weights(model: torch.nn.Module) -> dict[str, str]:
+    """Return what is known of parameters and buffers, each aspect as a factor of its own."""
+    names: list[Any] = []
+    shapes: list[Any] = []
+    dtypes: list[Any] = []
+    strides: list[Any] = []
+    devices: set[str] = set()
+    ties: list[int] = []
+    first: dict[int, int] = {}
+    tensors = [*model.named_parameters(remove_duplicate=False)]
+    count = len(tensors)
+    buffers: list[tuple[str, torch.Tensor]] = [*model.named_buffers(remove_duplicate=False)]
+    for name, value in [*tensors, *buffers]:
+        names.append(name)
+        shapes.append(tuple(value.shape))
+        dtypes.append(dtype_name(value.dtype))
+        strides.append(value.stride() if value.layout is torch.strided else str(value.layout))
+        devices.add(value.device.type)
+        ties.append(first.setdefault(id(value), len(ties)))
+    return {
+        "weights": plain_digest([count, *names]), "weights shape": plain_digest(shapes),
+        "weights dtype": plain_digest(dtypes), "weights stride": plain_digest(strides),
+        "weights device": ", ".join(sorted(devices)), "weights ties": plain_digest(ties),
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------ arguments
+
+
+def _arguments(asked: Asked) -> dict[str, str]:
+    tensors: dict[str, torch.Tensor] = {}
+    values: dict[str, Any] = {}
+    for path, value in argument_values(asked.call):
+        if isinstance(value, torch.Tensor):
+            tensors[str(path)] = value
+        else:
+            values.update(_value(path, value))
+    parameters = [[p.name, p.kind, p.has_default] for p in asked.call.parameters]
+    return {
+        "arguments": plain_digest([parameters, values, list(tensors)]),
+        "arguments shape": json.dumps({p: _shape(p, t, asked.named) for p, t in tensors.items()}),
+        "arguments dtype": json.dumps({p: dtype_name(t.dtype) for p, t in tensors.items()}),
+        "arguments layout": json.dumps({p: _layout(t) for p, t in tensors.items()}),
+        "arguments ties": json.dumps(_ties(tensors)),
+        "dynamic": json.dumps(sorted((p, d, n) for (p, d), n in asked.named.items())),
+        "autocast": _autocast(tensors.values()),
+        "grad mode": "off",  # intarsia is inference; the factor is there for the day it is not
+    }
+
+
+def _value(path: Path, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield a value that is no tensor as plain data.
+
+    The attributes of an object are left out: a trace may never look at them, and the contract, which
+    knows at which it did, is compared before a plan is used.
+
+    Raises:
+        NoKey: it is something that another process could not compare.
+    """
+    is_attribute = any(kind == "." for kind, _ in path.steps)
+    if is_scalar(value) or is_opaque(value):
+        if not is_attribute:
+            yield str(path), _plain(path, value)
+    else:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        yield str(path), [kind, len(value) if hasattr(value, "__len__") else None]
+
+
+def _plain(path: Path, value: Any) -> Any:
+    try:
+        return encode_argument(value, lambda node: None)
+    except CannotEncode as error:
+        raise NoKey(
+            f"the argument {path} cannot be compared in another process", why=str(error)
+        ) from error
+
+
+def _shape(path: str, tensor: torch.Tensor, named: Mapping[tuple[str, int], str]) -> list[Any]:
+    return [named.get((path, dim), size) for dim, size in enumerate(tensor.shape)]
+
+
+def _layout(tensor: torch.Tensor) -> str:
+    kind = "" if type(tensor) is torch.Tensor else f"{type(tensor).__qualname__} "
+    place = f"{kind}{tensor.device.type} {str(tensor.layout).removeprefix('torch.')}"
+    if tensor.layout is not torch.strided:
+        return place
+    return f"{place} contiguous" if tensor.is_contiguous() else f"{place} {_stride_order(tensor)}"
+
+
+def _stride_order(tensor: torch.Tensor) -> list[int]:
+    # Strides of dynamic sizes differ from call to call; their order does not.
+    strides = tensor.stride()
+    return sorted(range(tensor.dim()), key=lambda dim: (-strides[dim], dim))
+
+
+def _ties(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    groups: dict[int, list[str]] = {}
+    for path, tensor in tensors.items():
+        groups.setdefault(id(tensor), []).append(path)
+    return [paths for paths in groups.values() if len(paths) > 1]
+
+
+def _autocast(tensors: Any) -> str:
+    kinds = sorted({t.device.type for t in tensors})
+    active = {
+        kind: dtype_name(torch.get_autocast_dtype(kind)) for kind in kinds
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    }  # fmt: skip
+    return json.dumps(active) if active else "off"

@@ -1,0 +1,106 @@
+"""What a compiler is, for a cache key: everything that changes what it makes of a piece."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from intarsia import __version__
+from intarsia.compiling.instances import built_for
+from intarsia.digests import plain_digest, source_digest
+from intarsia.host import Host
+from intarsia.interfaces import CompilerSpec, PassSpec, PlatformSpec
+from intarsia.references import resolve_reference
+
+
+def compiler_factors(spec: CompilerSpec, host: Host, device: int | None) -> dict[str, str] | None:
+    """Return the factors of a compiler: its version, plugin, sources, options and environment.
+
+    None where the compiler says that nothing of it may be kept (`factors()` is None).
+    """
+    own = built_for(host, spec, device).compiler.factors()
+    if own is None:
+        return None
+    name = f"compiler {spec.name}"
+    found = {
+        name: spec.version,
+        f"{name} options": _options(host.options(spec), spec),
+        **_provider(host, spec, name, spec.factory),
+        **environment_factors(spec.environment),
+    }
+    found.update({f"{name} {key}": str(value) for key, value in sorted(own.items())})
+    return found
+
+
+def _options(values: Mapping[str, Any], spec: CompilerSpec) -> str:
+    free = spec.options.get("*")
+    known = {**spec.options}
+    kept = {
+        key: value for key, value in values.items()
+        if key != "*" and getattr(known.get(key, free), "in_key", True)
+    }  # fmt: skip
+    return json.dumps(kept, sort_keys=True, default=repr)
+
+
+def _provider(host: Host, spec: object, name: str, factory: Any) -> dict[str, str]:
+    """Return the version and the sources of the plugin that brings a component."""
+    plugin = host.provider(spec)
+    reference = factory if isinstance(factory, str) else f"{factory.__module__}:"
+    modules = [plugin.module, reference.partition(":")[0]]
+    return {
+        f"{name} plugin": f"{plugin.distribution} {plugin.version}",
+        f"{name} source": source_digest(dict.fromkeys(m for m in modules if m))[:32],
+    }
+
+
+def environment_factors(names: Iterable[str]) -> dict[str, str]:
+    """Return the values of declared environment variables; one that is not set counts as such."""
+    return {f"environment {n}": repr(os.environ.get(n)) for n in sorted(set(names))}
+
+
+def platform_factors(platform: PlatformSpec, traits: Mapping[str, str]) -> dict[str, str]:
+    """Return what a platform adds to every key: its name, the device's traits, declared variables."""
+    return {
+        "platform": platform.name,
+        "device type": platform.device_type,
+        **{f"trait {name}": str(value) for name, value in sorted(traits.items())},
+        **environment_factors(platform.environment),
+    }
+
+
+def traits_of(platform: PlatformSpec, device: int | None) -> dict[str, str]:
+    """Return the traits of a device."""
+    if platform.traits is None:
+        return {}
+    traits = resolve_reference(platform.traits, owner=f'platform "{platform.name}"')
+    return dict(traits(device))
+
+
+def pass_factors(specs: Iterable[PassSpec], host: Host) -> dict[str, str]:
+    """Return the ordered passes, each with its version, options and sources."""
+    found = []
+    for spec in specs:
+        factory = spec.factory if isinstance(spec.factory, str) else spec.factory.__module__
+        source = source_digest([factory.partition(":")[0]])[:32]
+        found.append([spec.name, spec.version, dict(host.options(spec)), source])
+    return {"passes": json.dumps(found, sort_keys=True, default=repr)} if found else {}
+
+
+def torch_factors() -> dict[str, str]:
+    """Return the versions that everything depends on."""
+    import platform
+
+    return {
+        "torch": f"{torch.__version__} {torch.version.git_version[:12]}",
+        "python": f"{platform.python_implementation()} {'.'.join(platform.python_version_tuple()[:2])}",
+        "intarsia": f"{__version__} {source_digest(['intarsia'])[:32]}",
+    }
+
+
+def short(factors: Mapping[str, str]) -> str:
+    """Return one hash for some factors."""
+    return plain_digest(dict(factors))
