@@ -23,8 +23,9 @@ from intarsia.errors import (
 )
 
 if TYPE_CHECKING:
-    from intarsia.api import Compiled, compile, reports
+    from intarsia.api import Compiled, compile
     from intarsia.interfaces import API_VERSION
+    from intarsia.jit import reports
 
 __version__ = "0.1.0"
 
@@ -52,7 +53,7 @@ _LAZY = {
     "API_VERSION": "intarsia.interfaces",
     "Compiled": "intarsia.api",
     "compile": "intarsia.api",
-    "reports": "intarsia.api",
+    "reports": "intarsia.jit",
 }
 
 

@@ -35,11 +35,12 @@ class Engine:
     tree: ArgumentTree
     tensors: Sequence[TensorContract]
     dispatcher: Dispatcher
-    frozen: Sequence[FrozenValue]
+    make_frozen: Callable[[], Sequence[FrozenValue]]
     events: EventStream
     make_report: Callable[[], Report]
     make_explanation: Callable[[bool], str]
     stale: bool = False
+    _frozen: Sequence[FrozenValue] | None = field(default=None, alias="_frozen", repr=False)
     _lock: threading.RLock = field(factory=threading.RLock, alias="_lock", repr=False)
     _memory: Memory | None = field(default=None, alias="_memory", repr=False)
     _announced: list[Announced] = field(factory=list, init=False, repr=False)
@@ -105,7 +106,9 @@ class Engine:
         Raises:
             ContractError: one has changed; the message has its name and both values.
         """
-        lines = changes(list(self.frozen))
+        if self._frozen is None:
+            self._frozen = self.make_frozen()
+        lines = changes(self._frozen)
         if lines:
             raise ContractError(
                 f"{self.name} was compiled with other Python values",

@@ -24,17 +24,17 @@ from intarsia.capture.graph import Condition, Graph, GraphInput, Parameter, Symb
 from intarsia.capture.normalise import normalise
 from intarsia.capture.structure import Path
 from intarsia.compiling.boxes import PlannedBox, plan_boxes
-from intarsia.compiling.routes import check_names
 from intarsia.compiling.tasks import Scheduler
 from intarsia.config import ResolvedConfig, load_config
 from intarsia.errors import ConfigError, ContractError
 from intarsia.host import Host
 from intarsia.interfaces import Event
-from intarsia.pipeline import Pipeline, effective_settings
+from intarsia.pipeline import Pipeline
+from intarsia.place import check_names, effective_settings
 from intarsia.report.dumped import dump_compile
 from intarsia.report.events import EventStream
-from intarsia.report.explain import build_report, with_counters
-from intarsia.report.records import Report
+from intarsia.report.explain import build_report
+from intarsia.report.records import Report, with_counters
 from intarsia.runtime.bound import Dispatcher
 from intarsia.runtime.source import compile_source, graph_source
 from intarsia.runtime.uncovered import Uncovered

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 
+from intarsia.boxes_text import describe_box
 from intarsia.capture import nodes
 from intarsia.capture.conditions import (
-    describe_box,
     narrowed,
     nearly_fixed,
     predicate,
@@ -24,11 +24,10 @@ from intarsia.capture.structure import Path
 from intarsia.compiling.boxes import PlannedBox, plan_boxes
 from intarsia.compiling.routes import RouteChoice, choose, piece_view
 from intarsia.compiling.tasks import Outcome, Scheduler, Task, bakes
-from intarsia.components import Components, components, refuse_unserved
 from intarsia.config import Config, ResolvedConfig
-from intarsia.errors import ConfigError, ShapeError
+from intarsia.errors import ShapeError
 from intarsia.host import Host
-from intarsia.interfaces import Box, ConfigChange, PlatformSpec
+from intarsia.interfaces import Box, PlatformSpec
 from intarsia.references import resolve_reference
 from intarsia.report.events import EventStream
 from intarsia.runtime.bound import BoundBox, PieceFunction, Plan, PlannedPiece
@@ -330,59 +329,3 @@ def _part(
     if name not in splits:
         return bounds
     return (1, 1) if name in fixed else (2, bounds[1])
-
-
-@frozen
-class Place:
-    """Where a model is compiled for, and the settings in effect there."""
-
-    platform: PlatformSpec
-    device_type: str
-    device: int | None
-    resolved: ResolvedConfig
-    changes: tuple[tuple[str, ConfigChange], ...]
-    components: Components
-
-
-def effective_settings(
-    resolved: ResolvedConfig, host: Host, tensors: Sequence[torch.Tensor]
-) -> Place:
-    """Return the platform for some tensors, and the settings with its defaults and plugins' changes.
-
-    Raises:
-        ConfigError, PluginError: there is no usable platform, or a plugin wants to override the user.
-    """
-    kind, index = device_of(tensors)
-    platform = host.choose_platform(kind or "cpu")
-    defaults = dict(platform.config_defaults)
-    if defaults:
-        resolved = resolved.with_layer(defaults, f"platform {platform.name}")
-    traits = resolve_reference(platform.traits, owner=f'platform "{platform.name}"')
-    resolved, changes = host.adjust_config(traits(index) if traits is not None else {}, resolved)
-    refuse_unserved(resolved)
-    built = components(resolved.config, platform, host, index)
-    return Place(platform, kind or platform.device_type, index, resolved, changes, built)
-
-
-def device_of(tensors: Sequence[torch.Tensor]) -> tuple[str | None, int | None]:
-    """Return the device type and index that tensors are on.
-
-    Raises:
-        ConfigError: they are on several device types other than the CPU, or on several devices of one.
-    """
-    kinds = {t.device for t in tensors}
-    accelerators = {d for d in kinds if d.type != "cpu"}
-    types = {d.type for d in accelerators}
-    if len(types) > 1:
-        raise ConfigError(f"the model is on several device types: {', '.join(sorted(types))}")
-    if accelerators:
-        indices = sorted({d.index for d in accelerators if d.index is not None})
-        if len(indices) > 1:
-            shown = ", ".join(str(d) for d in sorted(accelerators, key=str))
-            raise ConfigError(
-                f"the model is on several devices: {shown}",
-                why="a piece is compiled for one device",
-                next_step="Compile the part on each device as a model of its own.",
-            )
-        return types.pop(), indices[0] if indices else None
-    return ("cpu" if kinds else None), None

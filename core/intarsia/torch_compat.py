@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from attrs import field, frozen
 
+from intarsia.boxes_text import UNBOUNDED
 from intarsia.errors import UnsupportedTorchError
 from intarsia.interfaces import Decision
 
@@ -633,10 +634,6 @@ def new_symbol(fake_mode: Any, name: str, low: int, high: int, hint: int) -> tor
     result = env.create_symintnode(symbol, hint=hint, source=source)
     assert isinstance(result, torch.SymInt)
     return result
-
-
-UNBOUNDED = (1 << 63) - 1
-"""The upper end of a range without one."""
 
 
 def symint(fake_mode: Any, expression: Any, hint: int) -> Any:

@@ -30,7 +30,7 @@ from intarsia.interfaces import (
     PieceSignature,
     TensorInfo,
 )
-from intarsia.pipeline import device_of
+from intarsia.place import device_of
 from intarsia_eager.adaptor import EagerCompiler
 
 

@@ -10,6 +10,7 @@ from attrs import field, frozen
 from torch import fx
 
 from intarsia.capture.structure import Path
+from intarsia.errors import IntarsiaError
 from intarsia.runtime.source import Namespace
 from intarsia.runtime.weights import Recorded
 from intarsia.split.encode import CannotEncode, Encoded, decode_argument, encode_argument
@@ -54,14 +55,25 @@ def _no_nodes(node: fx.Node) -> Encoded:
     raise CannotEncode(f"the node {node} is no value")
 
 
+class NotHere(IntarsiaError):
+    """Something that plain data names is not to be found in this process."""
+
+
 def decode(data: Encoded, *, model: Any = None, defaults: Mapping[str, Any] | None = None) -> Any:
     """Return the value of plain data.
 
     Raises:
-        ImportError, AttributeError, KeyError: what it names is not to be found in this process.
+        NotHere: what it names is not to be found in this process.
     """
+    try:
+        return _decoded(data, model, defaults or {})
+    except (ImportError, AttributeError) as error:
+        raise NotHere(f"{data!r:.80} is not to be found", why=str(error)) from error
+
+
+def _decoded(data: Encoded, model: Any, defaults: Mapping[str, Any]) -> Any:
     if isinstance(data, list) and data and data[0] == "default":
-        return (defaults or {})[data[1]]
+        return defaults[data[1]]
     if isinstance(data, list) and data and data[0] == "attribute":
         for part in data[1:]:
             model = getattr(model, part)

@@ -169,8 +169,7 @@ class PlanReader:
         """Return the boxes, not bound yet.
 
         Raises:
-            Anything that a compiler's `load` raises; ImportError, AttributeError, KeyError for names that
-            are not to be found.
+            Anything that a compiler's `load` raises; NotHere for a name that is not to be found.
         """
         by_plan: dict[int, list[Mapping[str, Any]]] = {}
         for entry in self.data["boxes"]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from attrs import field, frozen
 
-from intarsia.bundle.codec import decode, encode
+from intarsia.bundle.codec import NotHere, decode, encode
 from intarsia.bundle.sources import inlined_sources, present_code, present_file
 from intarsia.capture.frozen import FrozenKind, FrozenValue, change_line, type_name
 from intarsia.capture.graph import Graph
@@ -144,10 +144,13 @@ def scope_for(model: Any, aliases: Mapping[str, str]) -> dict[str, Any]:
     """Return what sources are evaluated in, for a model that was not traced in this process.
 
     Raises:
-        ImportError: a module is not there.
+        NotHere: a module is not to be found.
     """
     function, root = traced_function(model)
-    return scope_of(function, root, with_aliases(function.__globals__, aliases))
+    try:
+        return scope_of(function, root, with_aliases(function.__globals__, aliases))
+    except ImportError as error:
+        raise NotHere(f"a module that tracing read is not to be found: {error}") from error
 
 
 @frozen
@@ -183,7 +186,7 @@ def _line(fact: Fact, value: Encoded) -> str:
 def _shown(value: Encoded) -> Any:
     try:
         return decode(value)
-    except (ImportError, AttributeError, KeyError):
+    except NotHere:
         return value
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from intarsia import torch_compat
+from intarsia.boxes_text import describe_box
 from intarsia.capture.graph import Condition, Graph
 from intarsia.errors import ShapeError
 from intarsia.interfaces import Box
@@ -179,15 +180,6 @@ def refusal(graph: Graph, box: Box, broken: Iterable[Condition]) -> ShapeError:
         next_step="Ask for boxes on one side of that condition, or take the branch out of the model.",
         subject=describe_box(box),
     )
-
-
-def describe_box(box: Box) -> str:
-    """Return a box for a reader: "{batch: 4, tokens: 1..8}"."""
-    parts = []
-    for name, (low, high) in sorted(box.items()):
-        end = "" if high >= torch_compat.UNBOUNDED else str(high)
-        parts.append(f"{name}: {low}" if low == high else f"{name}: {low}..{end}")
-    return "{" + ", ".join(parts) + "}"
 
 
 def only_about_one(expression: Any) -> bool:

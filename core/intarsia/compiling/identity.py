@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -90,7 +91,8 @@ def pass_factors(specs: Iterable[PassSpec], host: Host) -> dict[str, str]:
     return {"passes": json.dumps(found, sort_keys=True, default=repr)} if found else {}
 
 
-def torch_factors() -> dict[str, str]:
+@functools.cache
+def torch_factors() -> Mapping[str, str]:
     """Return the versions that everything depends on."""
     import platform
 

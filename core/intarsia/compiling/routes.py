@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from typing import Any
 
 from attrs import frozen
 
 from intarsia.capture import nodes
 from intarsia.config import Config, PieceMatch
-from intarsia.errors import CompileRejected, ConfigError
+from intarsia.errors import CompileRejected
 from intarsia.host import Host
 from intarsia.interfaces import CompilerSpec, PieceView, PlatformSpec, TensorInfo
 from intarsia.split.canonical import CanonicalPiece
@@ -104,18 +103,3 @@ def specs_for(names: Sequence[str], host: Host) -> list[CompilerSpec]:
         ConfigError, PluginError: one does not exist, or cannot be used here.
     """
     return [host.compiler(name) for name in names]
-
-
-def check_names(config: Config, host: Host) -> None:
-    """Refuse unknown compilers before anything is captured.
-
-    Raises:
-        ConfigError, PluginError: see `Host.compiler`.
-    """
-    named: list[Any] = [*(config.compilers or ()), *config.split_by_support]
-    for route in config.routes:
-        named.extend(route.compilers)
-    if config.compilers is not None and not config.compilers:
-        raise ConfigError("compilers is empty", next_step='Write compilers = ["eager"] at least.')
-    for name in dict.fromkeys(named):
-        host.compiler(name)

@@ -8,7 +8,8 @@ guards later, so they are read here: one that a size in the box breaks means tha
 from __future__ import annotations
 
 from intarsia import torch_compat
-from intarsia.capture.conditions import describe_box, holds, only_about_one
+from intarsia.boxes_text import describe_box
+from intarsia.capture.conditions import holds, only_about_one
 from intarsia.compiling.signature import symbols_of
 from intarsia.compiling.transport import fake_mode_of
 from intarsia.errors import CompileRejected

@@ -158,7 +158,7 @@ class Scheduler:
             request = make_request(
                 task.piece.module, signature, device_type=self.device_type, device=self.device,
                 name=task.name, kind=task.piece.kind, key=task.canonical.digest,
-                wants_artifact=False, hints=task.hints, weights=weights,
+                wants_artifact=True, hints=task.hints, weights=weights,
             )  # fmt: skip
         earlier.append(request)
         self.calls += 1
@@ -291,6 +291,6 @@ def bakes(spec: CompilerSpec) -> bool:
 
 def describe(task: Task) -> str:
     """Return a task for messages: "model.piece_3 (41 nodes) for {tokens: 1..8}"."""
-    from intarsia.capture.conditions import describe_box
+    from intarsia.boxes_text import describe_box
 
     return f"{task.name} ({len(task.piece.nodes)} nodes) for {describe_box(task.box)}"

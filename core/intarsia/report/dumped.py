@@ -9,8 +9,9 @@ from pathlib import Path
 
 from intarsia import torch_compat
 from intarsia.capture.graph import Graph
-from intarsia.report.explain import explain
+from intarsia.report.explain import symbol_lines
 from intarsia.report.records import Report
+from intarsia.report.text import explain
 from intarsia.runtime.source import graph_source
 from intarsia.split.partition import Partition
 
@@ -65,7 +66,7 @@ def dump_compile(
     for number, partition in enumerate(partitions):
         for piece in partition.pieces:
             files[f"{piece.name}{_suffix(number)}.py"] = graph_source(piece.module, piece.name)[0]
-    files["routes_factors_times.txt"] = explain(report, graphs, {})
+    files["routes_factors_times.txt"] = explain(report, symbol_lines(graphs), {})
     for title, source in sources.items():
         files[f"{title.replace(' ', '_')}.py"] = source
     files["report.json"] = json.dumps(report.to_dict(), indent=2, default=str)

@@ -68,6 +68,13 @@ class EventStream:
         log.warning("%s: %s", self.model, message)
         self.send(kind, message=message, data=data)
 
+    def miss(self, kind: str, name: str, explain: Callable[[], str]) -> None:
+        """Count a cache miss, and say in one line which factor differs from the nearest entry."""
+        self.count("miss", kind)
+        line = f"cache miss for the {kind} {name}: {explain()}"
+        log.info("%s: %s", self.model, line)
+        self.send("miss", message=line, data={"kind": kind, "name": name})
+
     def spent(self, phase: str, seconds: float) -> None:
         """Add seconds to a phase that no block can be put around."""
         with self._lock:

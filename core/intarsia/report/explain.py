@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from attrs import evolve
 from torch import fx
 
-from intarsia.capture.conditions import describe_box, text_of
+from intarsia.capture.conditions import text_of
 from intarsia.capture.graph import Graph
 from intarsia.compiling.boxes import PlannedBox
 from intarsia.compiling.routes import RouteChoice, piece_view
@@ -49,12 +48,6 @@ def build_report(
         warnings=tuple(warnings),
         counters=dict(events.counters), reasons=dict(events.reasons),
     )  # fmt: skip
-
-
-def with_counters(report: Report, events: EventStream) -> Report:
-    """Return a report with the counters and times as they are now."""
-    return evolve(report, seconds=dict(events.seconds), counters=dict(events.counters),
-                  reasons=dict(events.reasons))  # fmt: skip
 
 
 def _piece_report(
@@ -130,36 +123,8 @@ def _component_settings(resolved: ResolvedConfig, built: Components) -> list[Set
     return found
 
 
-# -------------------------------------------------------------------------------------------- explain
-
-
-def explain(report: Report, graphs: Sequence[Graph], sources: Mapping[str, str]) -> str:
-    """Return a report as text; `sources` is generated code to print, title -> source."""
-    lines = [
-        f"{report.name}: {report.pieces} pieces, {report.compiled_pieces} compiled, "
-        f"{report.distinct} distinct, {report.compiler_calls} compiler calls",
-        f"platform {report.platform} on {report.device}, torch {report.torch}, "
-        f"{report.captures} capture{'s' * (report.captures != 1)}",
-    ]
-    lines += _symbol_lines(graphs)
-    lines += ["", "settings (requested -> effective, where from):"]
-    lines += [f"  {_setting_line(s)}" for s in report.settings] or ["  all defaults"]
-    lines += ["", "boxes: " + ", ".join(describe_box(b) for b in report.boxes)]
-    lines += ["", "pieces:"]
-    for piece in report.piece_reports:
-        lines += _piece_lines(piece)
-    if report.warnings:
-        lines += ["", "warnings:", *(f"  {w}" for w in report.warnings)]
-    lines += ["", "seconds: " + ", ".join(f"{p} {s:.2f}" for p, s in report.seconds.items())]
-    if report.reasons or report.counters:
-        lines += ["", "on calls:", *(f"  {n}: {c}" for n, c in report.counters.items())]
-        lines += [f"    {reason}: {count}" for reason, count in report.reasons.items()]
-    for title, source in sources.items():
-        lines += ["", f"# {title}", source.rstrip()]
-    return "\n".join(lines)
-
-
-def _symbol_lines(graphs: Sequence[Graph]) -> list[str]:
+def symbol_lines(graphs: Sequence[Graph]) -> list[str]:
+    """Return a line for each symbol and condition of a capture."""
     lines = []
     graph = graphs[0]
     for symbol in graph.symbols.values():
@@ -167,33 +132,4 @@ def _symbol_lines(graphs: Sequence[Graph]) -> list[str]:
         lines.append(f"symbol {symbol.name}: {symbol.low}..{end}, traced at {symbol.hint}")
     for condition in graph.conditions:
         lines.append(f"condition {text_of(condition, graph)}, from {condition.where}")
-    return lines
-
-
-def _setting_line(setting: Setting) -> str:
-    change = f"{setting.requested!r}"
-    if setting.effective != setting.requested:
-        change += f" -> {setting.effective!r}"
-    reason = f": {setting.reason}" if setting.reason else ""
-    return f"{setting.key} = {change} ({setting.origin}{reason})"
-
-
-def _piece_lines(piece: PieceReport) -> list[str]:
-    key = piece.key[:12] or "no plain form"
-    asked = f" (asked: {', '.join(piece.requested)})" if piece.requested else ""
-    ops = ", ".join(piece.ops[:6]) + (
-        f", ... {len(piece.ops) - 6} more" if len(piece.ops) > 6 else ""
-    )
-    lines = [
-        f"  {piece.index:>3} {piece.kind:<9} {piece.compiler}{asked}, {piece.nodes} nodes, "
-        f"key {key}, {piece.reason}",
-        f"      {ops}",
-    ]
-    for box in piece.boxes:
-        shared = ", shared with an equal piece" if box.shared else ""
-        note = f", {box.note}" if box.note else ""
-        missed = [a for a in box.attempts if a.outcome != "compiled"]
-        if missed or not box.shared:
-            lines.append(f"      {describe_box(box.box)}: {box.compiler}{note}{shared}")
-        lines += [f"        {a.compiler} {a.outcome}: {a.reason}" for a in missed]
     return lines

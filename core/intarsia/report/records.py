@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
+
+from intarsia.report.events import EventStream
 
 
 @frozen
@@ -130,3 +132,37 @@ def _plain(_instance: Any, _attribute: Any, value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     return value
+
+
+def with_counters(report: Report, events: EventStream) -> Report:
+    """Return a report with the counters and times as they are now."""
+    return evolve(report, seconds=dict(events.seconds), counters=dict(events.counters),
+                  reasons=dict(events.reasons))  # fmt: skip
+
+
+def report_from_dict(data: Mapping[str, Any]) -> Report:
+    """Return the report of `Report.to_dict`'s data, also of data that went through JSON."""
+    return Report(**{
+        **data,
+        "boxes": tuple(_box(box) for box in data["boxes"]),
+        "piece_reports": tuple(_piece(piece) for piece in data["piece_reports"]),
+        "settings": tuple(Setting(**setting) for setting in data["settings"]),
+        "warnings": tuple(data["warnings"]),
+    })  # fmt: skip
+
+
+def _box(data: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    return {name: (low, high) for name, (low, high) in data.items()}
+
+
+def _piece(data: Mapping[str, Any]) -> PieceReport:
+    names = ("ops", "requested", "modules", "source")
+    return PieceReport(**{
+        **data, **{name: tuple(data[name]) for name in names},
+        "boxes": tuple(_box_report(box) for box in data["boxes"]),
+    })  # fmt: skip
+
+
+def _box_report(data: Mapping[str, Any]) -> BoxReport:
+    attempts = tuple(Attempt(**attempt) for attempt in data["attempts"])
+    return BoxReport(**{**data, "box": _box(data["box"]), "attempts": attempts})

@@ -359,13 +359,19 @@ def write_entry(
         NoSymbol: a symbol's value cannot be read from any tensor argument.
     """
     made = _EntryWriter(_with_defaults(tree), tensors, symbols, by_value).entry()
-    made.space.values.update(
-        _is_grad_enabled=torch.is_grad_enabled, _set_grad_enabled=torch_compat.set_grad_enabled,
-        _overlapping=overlapping, _same_value=same_value, _autocast=torch.is_autocast_enabled,
-        _autocast_dtype=torch.get_autocast_dtype, _Tensor=torch.Tensor, _tensor_types=_TENSOR_TYPES,
-        _math=math, **_BUILTINS,
-    )  # fmt: skip
+    made.space.values.update(entry_names())
     return made
+
+
+def entry_names() -> dict[str, Any]:
+    """Return the names that every entry uses, beside those that the caller of `write_entry` binds."""
+    return {
+        "_is_grad_enabled": torch.is_grad_enabled,
+        "_set_grad_enabled": torch_compat.set_grad_enabled, "_overlapping": overlapping,
+        "_same_value": same_value, "_autocast": torch.is_autocast_enabled,
+        "_autocast_dtype": torch.get_autocast_dtype, "_Tensor": torch.Tensor,
+        "_tensor_types": _TENSOR_TYPES, "_math": math, **_BUILTINS,
+    }  # fmt: skip
 
 
 def _with_defaults(tree: ArgumentTree) -> ArgumentTree:
@@ -491,11 +497,9 @@ def diagnose(
     weights: Sequence[tuple[str, torch.Tensor]] = (),
 ) -> ContractError:  # fmt: skip
     """Return the error for a call that does not fit: what differs, where, and both values."""
-    tree = _with_defaults(tree)
-    for path, expected in tree.values:
-        problem = _value_problem(path, expected, call)
-        if problem is not None:
-            return _error(name, path, *problem)
+    wrong = values_problem(name, tree, call)
+    if wrong is not None:
+        return wrong
     for kind, dtype in tree.autocast:
         now = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         if now is not dtype:
@@ -510,6 +514,15 @@ def diagnose(
         if problem is not None:
             return _error(name, contract.path, *problem)
     return _relation_problem(name, tree, tensors, call, weights)
+
+
+def values_problem(name: str, tree: ArgumentTree, call: Mapping[str, Any]) -> ContractError | None:
+    """Return what of a call that is no tensor does not fit, or None."""
+    for path, expected in _with_defaults(tree).values:
+        problem = _value_problem(path, expected, call)
+        if problem is not None:
+            return _error(name, path, *problem)
+    return None
 
 
 _GONE = object()

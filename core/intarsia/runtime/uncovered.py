@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from attrs import define
 
+from intarsia.boxes_text import describe_box
 from intarsia.capture.call import Call
-from intarsia.capture.conditions import describe_box
 from intarsia.capture.graph import Graph, Parameter
 from intarsia.errors import ConfigError, ContractError
 from intarsia.report.events import EventStream

@@ -1,0 +1,181 @@
+"""Compiled pieces in the cache: their keys, and how they are found, kept and claimed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from attrs import define, field
+
+from intarsia.cache.cache import Cache
+from intarsia.cache.entry import Entry, Unusable
+from intarsia.cache.key import key_of
+from intarsia.compiling.identity import (
+    compiler_factors,
+    pass_factors,
+    platform_factors,
+    torch_factors,
+    traits_of,
+)
+from intarsia.compiling.instances import Instance
+from intarsia.digests import plain_digest
+from intarsia.host import Host
+from intarsia.interfaces import (
+    CompileResult,
+    CompilerSpec,
+    IntInfo,
+    PassSpec,
+    PieceSignature,
+    PlatformSpec,
+    Tier,
+)
+from intarsia.report.events import EventStream
+
+KIND = "piece"
+
+
+@define
+class KeptPieces:
+    """The compiled pieces of one compile, in a cache.
+
+    Attributes:
+        wait: how many seconds to wait for another process that compiles the same.
+        passes: the passes of the platform and of config, in order.
+    """
+
+    cache: Cache
+    host: Host
+    platform: PlatformSpec
+    device: int | None
+    events: EventStream
+    wait: float
+    passes: Sequence[PassSpec] = ()
+    _common: Mapping[str, str] | None = field(default=None, init=False)
+    _compilers: dict[str, Mapping[str, str] | None] = field(factory=dict, init=False)
+
+    def factors(self, task: Any, spec: CompilerSpec, tier: Tier = "quick") -> dict[str, str] | None:
+        """Return the factors of a task's key for a compiler; None: it is never kept."""
+        own = self._compiler(spec)
+        if own is None or not task.canonical.digest or spec.capabilities.weights == "bake":
+            return None
+        return {**self._shared(), **own, **piece_factors(task), "tier": tier}
+
+    def find(
+        self, task: Any, spec: CompilerSpec, made: Instance, signature: PieceSignature,
+        tier: Tier = "quick",
+    ) -> CompileResult | None:  # fmt: skip
+        """Return a piece that was kept, loaded; None where there is none."""
+        factors = self.factors(task, spec, tier)
+        if factors is None:
+            return None
+        found = self.cache.load(
+            KIND, factors, lambda entry: loaded(entry, made, signature, self.device)
+        )
+        if found is None:
+            self.events.miss(KIND, task.name, lambda: self.cache.explain_miss(KIND, factors))
+        return found
+
+    def keep(
+        self, task: Any, spec: CompilerSpec, made: Instance, signature: PieceSignature,
+        result: CompileResult, tier: Tier = "quick",
+    ) -> None:  # fmt: skip
+        """Keep a compiled piece, if it left an artifact."""
+        factors = self.factors(task, spec, tier)
+        if factors is not None and result.artifact is not None:
+            meta = {"needs": list(result.needs), "note": result.note, "name": task.name}
+            self.cache.save(KIND, factors, result.artifact, meta=meta)
+
+    @contextlib.contextmanager
+    def claim(
+        self, task: Any, spec: CompilerSpec, made: Instance, signature: PieceSignature
+    ) -> Iterator[bool]:
+        """Lead the compile of a piece among all processes, or wait for the one that does."""
+        factors = self.factors(task, spec)
+        if factors is None:
+            yield True
+            return
+        with self.cache.claim(key_of(KIND, factors), self.wait) as leads:
+            yield leads
+
+    def _shared(self) -> Mapping[str, str]:
+        if self._common is None:
+            self._common = {
+                **torch_factors(),
+                **platform_factors(self.platform, traits_of(self.platform, self.device)),
+                **pass_factors(self.passes, self.host),
+                "device index": str(self.device),
+            }
+        return self._common
+
+    def _compiler(self, spec: CompilerSpec) -> Mapping[str, str] | None:
+        if spec.name not in self._compilers:
+            self._compilers[spec.name] = compiler_factors(spec, self.host, self.device)
+        return self._compilers[spec.name]
+
+
+def loaded(
+    entry: Entry, made: Instance, signature: PieceSignature, device: int | None
+) -> CompileResult:
+    """Return the piece of an entry.
+
+    Raises:
+        Unusable: it needs a module or operator that this process does not have.
+        Whatever the compiler's `load` raises: the entry is moved aside then.
+    """
+    from intarsia.bundle.needs import ensure  # cycle: bundles are made of pieces
+
+    needs = tuple(entry.meta["needs"])
+    missing = ensure(needs, ())
+    if missing:
+        raise Unusable(f"it needs {missing}, which is not to be found in this process")
+    artifact = bytes(entry.payload)
+    function = made.compiler.load(artifact, signature, device)
+    return CompileResult(function, artifact, needs, str(entry.meta["note"]))
+
+
+def piece_factors(task: Any) -> dict[str, str]:
+    """Return what a piece and its box add to the key, each aspect as a factor of its own."""
+    form = task.canonical
+    values = (*form.inputs, *form.outputs)
+    shapes = [v.expression if isinstance(v, IntInfo) else list(v.shape) for v in values]
+    tensors = [v for v in values if not isinstance(v, IntInfo)]
+    graph, constants = _without_constants(form.encoded)
+    hints = [task.hints.get(name) for name in form.symbols]
+    return {
+        "piece graph": plain_digest(graph), "piece constants": plain_digest(constants),
+        "piece shapes": json.dumps(shapes),
+        "piece strides": json.dumps([list(v.stride) for v in tensors]),
+        "piece dtypes": json.dumps([v.dtype for v in tensors]),
+        "piece memory": plain_digest([
+            [v.device_type, v.storage_offset, v.kind, v.alias_class, v.subclass, v.device_slot,
+             v.requires_grad] for v in tensors
+        ] + [list(form.mutated), len(form.inputs)]),
+        "piece ranges": json.dumps([list(bounds) for bounds in form.ranges]),
+        "box": json.dumps({n: list(bounds) for n, bounds in form.box(task.box).items()}),
+        "example sizes": json.dumps(hints), "grad mode": "off",
+    }  # fmt: skip
+
+
+_CONSTANTS = ("float", "complex", "torch", "device", "enum", "bytes")
+
+
+def _without_constants(encoded: Any) -> tuple[Any, list[Any]]:
+    """Return an encoded graph with its constants taken out, and the constants."""
+    constants: list[Any] = []
+
+    def visit(value: Any) -> Any:
+        if isinstance(value, list):
+            if value and value[0] == "node":
+                return value
+            if value and value[0] in _CONSTANTS:
+                constants.append(value)
+                return ["constant"]
+            return [visit(item) for item in value]
+        if isinstance(value, bool | int) or value is None:
+            constants.append(value)
+            return ["constant"]
+        return value
+
+    return visit(encoded), constants
