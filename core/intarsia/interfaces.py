@@ -323,6 +323,9 @@ class Capabilities:
     """`compile` may run in two threads of one process at a time."""
     workers: bool = True
     """May compile in another process."""
+    light: bool = False
+    """`compile` takes milliseconds and runs Python alone: it is never worth a worker, and cannot take the
+    process down, so the crash journal has no notes of it."""
     weights: Literal["input", "bake"] = "input"
     """Whether weights stay inputs or become part of the artifact. A compiler that bakes them gets them
     as `CompileRequest.weights`, in this process only; equal pieces with other weights are compiled each on

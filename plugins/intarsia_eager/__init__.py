@@ -26,6 +26,7 @@ def intarsia_compilers() -> list[CompilerSpec]:
                 custom_ops=True,
                 subclasses=True,
                 concurrent=True,
+                light=True,
             ),
         )
     ]
