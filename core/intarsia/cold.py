@@ -18,8 +18,9 @@ from intarsia.capture.regions import regional_trace
 from intarsia.capture.trace import capture
 from intarsia.compiled import Compiled
 from intarsia.compiling.boxes import PlannedBox
+from intarsia.compiling.scheduler import Scheduler
 from intarsia.compiling.signature import size_of
-from intarsia.compiling.tasks import Outcome, Scheduler
+from intarsia.compiling.tasks import Outcome
 from intarsia.errors import CaptureError, ShapeError
 from intarsia.job import Job
 from intarsia.pipeline import Pipeline, SplitGraph

@@ -24,7 +24,7 @@ from intarsia.capture.graph import Condition, Graph, GraphInput, Parameter, Symb
 from intarsia.capture.normalise import normalise
 from intarsia.capture.structure import Path
 from intarsia.compiling.boxes import PlannedBox, plan_boxes
-from intarsia.compiling.tasks import Scheduler
+from intarsia.compiling.scheduler import Scheduler
 from intarsia.config import ResolvedConfig, load_config
 from intarsia.errors import ConfigError, ContractError
 from intarsia.host import Host

@@ -23,7 +23,8 @@ from intarsia.capture.graph import Graph, GraphInput
 from intarsia.capture.structure import Path
 from intarsia.compiling.boxes import PlannedBox, plan_boxes
 from intarsia.compiling.routes import RouteChoice, choose, piece_view
-from intarsia.compiling.tasks import Outcome, Scheduler, Task, bakes
+from intarsia.compiling.scheduler import Scheduler
+from intarsia.compiling.tasks import Outcome, Task, bakes
 from intarsia.config import Config, ResolvedConfig
 from intarsia.errors import ShapeError
 from intarsia.host import Host

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -261,20 +262,25 @@ def import_needs(needs: list[str]) -> None:
             resolve_operation(name)
 
 
-def compile_in_worker(request: bytes, compiler: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Compile a request in another process; returns the artifact, what it needs, and a note.
+def compile_in_worker(
+    request: bytes, compiler: str, settings: Mapping[str, Any], *, host: Any = None
+) -> dict[str, Any]:
+    """Compile a request in another process; returns the artifact, what it needs, a note, and seconds.
 
     A plain function of plain data, so that any `concurrent.futures.Executor` can run it.
-    """
-    from intarsia.compiling.instances import built_for
-    from intarsia.compiling.soundness import compile_soundly  # cycle: it reads requests
-    from intarsia.config import load_config
-    from intarsia.host import Host
 
-    restored = request_from_bytes(request)
-    host = Host(load_config(dict(config), environ={}))
-    spec = host.compiler(compiler)
-    made = built_for(host, spec, restored.device)
+    Raises:
+        Unfit: this process cannot do it, or would make something else than the one that asks.
+        CompileRejected: the compiler declines the piece.
+    """
+    from intarsia.compiling.soundness import compile_soundly  # cycle: it reads requests
+    from intarsia.compiling.worker_jobs import prepared
+
+    begun = time.perf_counter()
+    restored, spec, made = prepared(request, compiler, settings, host)
     with made.turn(spec):  # the "process" may be a thread of this one
         result = compile_soundly(made.compiler, evolve(restored, wants_artifact=True))
-    return {"artifact": result.artifact, "needs": tuple(result.needs), "note": result.note}
+    return {
+        "artifact": result.artifact, "needs": tuple(result.needs), "note": result.note,
+        "seconds": time.perf_counter() - begun,
+    }  # fmt: skip

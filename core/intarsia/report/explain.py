@@ -11,7 +11,8 @@ from intarsia.capture.conditions import text_of
 from intarsia.capture.graph import Graph
 from intarsia.compiling.boxes import PlannedBox
 from intarsia.compiling.routes import RouteChoice, piece_view
-from intarsia.compiling.tasks import Outcome, Scheduler
+from intarsia.compiling.scheduler import Scheduler
+from intarsia.compiling.tasks import Outcome
 from intarsia.components import Components
 from intarsia.config import ResolvedConfig
 from intarsia.interfaces import ConfigChange, PlatformSpec

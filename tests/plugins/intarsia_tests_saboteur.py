@@ -1,0 +1,90 @@
+"""A plugin whose compiler "saboteur" compiles as eager does, or does what its option `how` says.
+
+- hang: waits for ever; hold: the same without giving up Python's lock.
+- exit, null, abort: takes the process down.
+- raise, reject: raises.
+- kill: kills itself as the system does where memory runs out.
+- children: starts a process that outlives it, and waits for ever.
+- dumb: compiles, and leaves no artifact.
+
+With the option `once`, a path, it does so the first time only; it appends its process id to that file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve
+
+from intarsia.errors import CompileRejected
+from intarsia.interfaces import Capabilities, CompileRequest, CompileResult, CompilerSpec, Option
+
+intarsia_api_version = (1, 0)
+
+
+def _raise() -> None:
+    raise RuntimeError("sabotage")
+
+
+def _reject() -> None:
+    raise CompileRejected("sabotage")
+
+
+def _children() -> None:
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+    time.sleep(1000)
+
+
+DEEDS: Mapping[str, Any] = {
+    "hang": lambda: time.sleep(1000),
+    "hold": lambda: ctypes.PyDLL(None).sleep(1000),  # PyDLL keeps the lock
+    "exit": lambda: os._exit(3),
+    "null": lambda: ctypes.string_at(0),
+    "abort": os.abort,
+    "raise": _raise,
+    "reject": _reject,
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "children": _children,
+    "slow": lambda: time.sleep(0.3),
+}
+
+
+def saboteur(options: Mapping[str, Any], device: int | None) -> Any:
+    """Return the compiler."""
+    from intarsia_eager.adaptor import EagerCompiler
+
+    class Saboteur(EagerCompiler):
+        def compile(self, request: CompileRequest) -> CompileResult:
+            once = Path(options["once"]) if options["once"] else None
+            is_first = once is None or not once.exists()
+            if once is not None:
+                with once.open("a") as file:
+                    file.write(f"{os.getpid()} {request.name}\n")
+            if is_first:
+                DEEDS.get(options["how"], lambda: None)()
+            made = super().compile(request)
+            return evolve(made, artifact=None) if options["how"] == "dumb" else made
+
+    return Saboteur(options, device)
+
+
+def intarsia_compilers() -> list[CompilerSpec]:
+    """Bring the saboteur."""
+    return [
+        CompilerSpec(
+            name="saboteur",
+            version="1",
+            factory=saboteur,
+            options={"how": Option("", str), "once": Option("", str)},
+            capabilities=Capabilities(dynamic_shapes=True, mutation=True, custom_ops=True),
+            environment=("SABOTEUR_MODE",),
+        )
+    ]
