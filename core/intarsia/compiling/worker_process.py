@@ -208,6 +208,7 @@ def _spawn(descriptor: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         program, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         pass_fds=(descriptor,), start_new_session=True,
+        env=dict(os.environ),  # and not what libraries have set behind Python's back
     )  # fmt: skip
 
 
