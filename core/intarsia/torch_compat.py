@@ -663,6 +663,11 @@ def _definition_module(name: str) -> str | None:
     return getattr(function, "__module__", None)
 
 
+def is_random(target: Any) -> bool:
+    """Say whether an operator draws random numbers."""
+    return is_overload(target) and torch.Tag.nondeterministic_seeded in target.tags
+
+
 def is_higher_order(target: Any) -> bool:
     """Say whether a target is a higher-order operator, which takes graphs as arguments."""
     return isinstance(target, torch._ops.HigherOrderOperator)
@@ -813,6 +818,57 @@ def cpp_compiler_is_modern() -> bool:
     return int(version[1]) >= (14 if "clang" in first else 12)
 
 
+def inductor_package(
+    module: torch.fx.GraphModule,
+    inputs: Sequence[Any],
+    config_patches: Mapping[str, Any],
+    folder: str,
+    inspect: Callable[[torch.fx.Graph], None],
+) -> str:
+    """Compile a piece to a shared library in a folder, and return the library's path.
+
+    `inspect` is given the graph of ATen operations before code is generated, and may raise.
+
+    The compiler is AOTInductor's, which is given the graph as it is: `torch.export` in between would take
+    neither sizes as inputs nor writes to inputs. A file of the same name that ends in ".json" lies beside
+    the library where that calls operators by name. What is traced notes its conditions on sizes in the
+    inputs' own fake mode.
+    """
+    from torch._inductor.compile_fx import compile_fx_aot, compile_fx_inner
+    from torch.fx.experimental import _config
+
+    def inner_compile(inner: Any, inner_inputs: Any, **keywords: Any) -> Any:
+        inspect(inner.graph)
+        return compile_fx_inner(inner, inner_inputs, **keywords)
+
+    fx_config: Any = _config
+    patches = {
+        **config_patches,
+        "aot_inductor.output_path": folder,
+        "aot_inductor.package": False,
+        "aot_inductor.metadata": {},  # torch adds to the one that it finds here
+    }
+    with torch.no_grad(), fx_config.patch(backed_size_oblivious=True):
+        made = compile_fx_aot(
+            module, list(inputs), inner_compile=inner_compile, config_patches=patches
+        )
+    assert isinstance(made, str), made
+    return made
+
+
+def package_runner(path: str, device: torch.device) -> Callable[[list[Any]], list[Any]]:
+    """Load a shared library of `inductor_package`; returns the call that takes and returns a list.
+
+    Nothing of `torch._inductor` is imported. The call holds Python's lock until it returns, whatever runs
+    inside, and two calls at a time wait for each other with that lock held.
+    """
+    runners: Any = torch._C._aoti  # type: ignore[attr-defined]
+    if device.type == "cpu":
+        return runners.AOTIModelContainerRunnerCpu(path, 1).run  # type: ignore[no-any-return]
+    runner = getattr(runners, f"AOTIModelContainerRunner{device.type.capitalize()}")
+    return runner(path, 1, str(device)).run  # type: ignore[no-any-return]
+
+
 def inductor_options() -> frozenset[str]:
     """Return the names of Inductor's own settings."""
     import torch._inductor.config as inductor_config
@@ -882,7 +938,11 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch._functorch.config:enable_autograd_cache",
         "torch._inductor.config:get_config_copy",
         "torch._inductor.config:cpp.vec_isa_ok",
+        "torch._inductor.config:aot_inductor.enable_line_tables",
+        "torch._inductor.config:aot_inductor.output_path",
         "torch._inductor.cpp_builder:get_cpp_compiler",
+        "torch._inductor.compile_fx:compile_fx_aot",
+        "torch._C._aoti:AOTIModelContainerRunnerCpu.run",
         "torch.utils._sympy.symbol:symbol_is_type",
         "torch.utils._sympy.printers:PythonPrinter",
         "torch._dynamo.exc:TorchDynamoException",

@@ -31,5 +31,6 @@ def intarsia_compilers() -> list[CompilerSpec]:
             supports=supports,
             capabilities=Capabilities(dynamic_shapes=True, mutation=True, custom_ops=True),
             environment=("TORCHINDUCTOR_FREEZING", "TORCHINDUCTOR_MAX_AUTOTUNE"),
+            tiers=("quick", "package"),
         )
     ]

@@ -1,20 +1,20 @@
-"""Compiles a piece with Inductor.
+"""The Inductor compiler: quick artifacts and packages.
 
-`standalone_compile` is not thread-safe and its settings are process-wide while it runs, so one lock
-serialises every call in the process.
+Inductor is not thread-safe and its settings are process-wide while it works, so one lock serialises every
+call in the process. Nothing here imports it before a piece is compiled or a quick artifact is loaded: a
+start that loads packages alone needs torch and no more.
 """
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from intarsia import torch_compat
-from intarsia.compiling.transport import fake_mode_of, needs_of
 from intarsia.errors import CompileRejected, ConfigError, nearest
 from intarsia.interfaces import (
     CompileRequest,
@@ -24,6 +24,8 @@ from intarsia.interfaces import (
     PieceSignature,
     TensorInfo,
 )
+from intarsia_inductor.calls import boxed
+from intarsia_inductor.package_file import is_package, load_package
 
 _process_lock = threading.Lock()
 
@@ -33,29 +35,41 @@ class InductorCompiler:
 
     def __init__(self, options: Mapping[str, Any], device: int | None) -> None:
         self.direct = bool(options.get("direct", True))
-        self.patches = _patches({k: v for k, v in options.items() if k not in ("direct", "*")})
+        self.patches = {k: v for k, v in options.items() if k not in ("direct", "*")}
         self.device = device
 
     def compile(self, request: CompileRequest) -> CompileResult:
         """Compile a piece.
 
         Raises:
-            CompileRejected: the piece returns no tensor, so there is nothing to generate.
+            CompileRejected: the piece returns no tensor, so there is nothing to generate; or it cannot be
+                packaged, where a package is asked for.
+            ConfigError: Inductor has no setting of an option's name.
         """
-        module: fx.GraphModule = request.lower("torch")
+        _refuse_unknown(self.patches)
         if not request.signature.outputs and not request.signature.mutated:
             raise CompileRejected("the piece returns nothing and writes nothing")
         with _process_lock:
-            made = torch_compat.inductor_compile(
-                module, list(request.fake_inputs), fake_mode_of(request), self._settings(request),
-                serializable=request.wants_artifact,
-                direct=self.direct and _shares_nothing(request.signature),
-            )  # fmt: skip
+            return self._package(request) if request.tier == "package" else self._quick(request)
+
+    def _quick(self, request: CompileRequest) -> CompileResult:
+        module: fx.GraphModule = request.lower("torch")
+        made = torch_compat.inductor_compile(
+            module, list(request.fake_inputs), request.fake_mode, self._settings(request),
+            serializable=request.wants_artifact,
+            direct=self.direct and shares_nothing(request.signature),
+        )  # fmt: skip
         artifact = made.serialize() if made.serialize is not None else None
-        needs = tuple(needs_of(module))
         if made.boxed is not None:
-            return CompileResult(_boxed(made.boxed), artifact, needs, "direct call")
-        return CompileResult(made.callable, artifact, needs, "artifact call")
+            return CompileResult(boxed(made.boxed), artifact, request.needs, "direct call")
+        return CompileResult(made.callable, artifact, request.needs, "artifact call")
+
+    def _package(self, request: CompileRequest) -> CompileResult:
+        from intarsia_inductor.packaging import make_package  # heavy, and only this needs it
+
+        needs = request.needs  # the graph is rewritten on its way
+        data, function, note = make_package(request, self._settings(request))
+        return CompileResult(function, data, needs, note)
 
     def _settings(self, request: CompileRequest) -> dict[str, Any]:
         settings = dict(self.patches)
@@ -66,11 +80,17 @@ class InductorCompiler:
     def load(
         self, artifact: bytes, signature: PieceSignature, device: int | None
     ) -> Callable[..., Sequence[Any]]:
-        """Restore an artifact."""
+        """Restore an artifact of either tier.
+
+        Raises:
+            CompileRejected: the artifact is fine, and cannot be used in this process: the reason says why.
+        """
+        if is_package(artifact):
+            return load_package(artifact, _device_of(signature, device))
         with _process_lock:
             return torch_compat.inductor_load(artifact)
 
-    def factors(self) -> Mapping[str, str]:
+    def factors(self) -> Mapping[str, str] | None:
         """Return the settings that differ from Inductor's own."""
         return {f"option {name}": repr(value) for name, value in sorted(self.patches.items())}
 
@@ -79,14 +99,7 @@ class InductorCompiler:
         return Decision(True)
 
 
-def _boxed(function: Callable[[list[Any]], Sequence[Any]]) -> Callable[..., Sequence[Any]]:
-    """Return Inductor's generated call, which takes one list and clears it, marked as such."""
-    made: Any = functools.partial(function)  # a bound method takes no attributes; this costs 30 ns
-    made.boxed_call = True
-    return made
-
-
-def _shares_nothing(signature: PieceSignature) -> bool:
+def shares_nothing(signature: PieceSignature) -> bool:
     """Say whether no input or output shares memory with another.
 
     AOTAutograd's wrapper makes such outputs views again after the generated code ran, and hands inputs
@@ -98,8 +111,14 @@ def _shares_nothing(signature: PieceSignature) -> bool:
     return all(info.alias_class is None for info in tensors)
 
 
-def _patches(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options as settings of `torch._inductor.config`.
+def _device_of(signature: PieceSignature, index: int | None) -> torch.device:
+    tensors = [v for v in (*signature.inputs, *signature.outputs) if isinstance(v, TensorInfo)]
+    kind = tensors[0].device_type if tensors else "cpu"
+    return torch.device(kind) if index is None else torch.device(kind, index)
+
+
+def _refuse_unknown(options: Mapping[str, Any]) -> None:
+    """Refuse options that are no settings of `torch._inductor.config`.
 
     Raises:
         ConfigError: Inductor has no setting of that name.
@@ -112,4 +131,3 @@ def _patches(options: Mapping[str, Any]) -> dict[str, Any]:
                 next_step=nearest(name, known).partition(" Known:")[0],
                 subject=f"options.inductor.{name}",
             )
-    return dict(options)
