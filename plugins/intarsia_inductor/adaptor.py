@@ -26,6 +26,7 @@ from intarsia.interfaces import (
 )
 from intarsia_inductor.calls import boxed
 from intarsia_inductor.package_file import is_package, load_package
+from intarsia_inductor.quick import load_quick, make_quick
 
 _process_lock = threading.Lock()
 
@@ -54,14 +55,22 @@ class InductorCompiler:
 
     def _quick(self, request: CompileRequest) -> CompileResult:
         module: fx.GraphModule = request.lower("torch")
+        settings = self._settings(request)
+        direct = self.direct and shares_nothing(request.signature)
         made = torch_compat.inductor_compile(
-            module, list(request.fake_inputs), request.fake_mode, self._settings(request),
-            serializable=request.wants_artifact,
-            direct=self.direct and shares_nothing(request.signature),
+            module, list(request.fake_inputs), request.fake_mode, settings,
+            serializable=request.wants_artifact, direct=direct,
         )  # fmt: skip
-        artifact = made.serialize() if made.serialize is not None else None
+        artifact = None
+        if made.saved is not None:
+            outputs = len(request.signature.outputs)
+            artifact = make_quick(made.saved, settings, direct=direct, outputs=outputs)
         if made.boxed is not None:
             return CompileResult(boxed(made.boxed), artifact, request.needs, "direct call")
+        if artifact is not None:  # out of Inductor's own cache, which does not give the direct call away
+            function = load_quick(artifact)
+            kind = "direct" if getattr(function, "boxed_call", False) else "artifact"
+            return CompileResult(function, artifact, request.needs, f"{kind} call")
         return CompileResult(made.callable, artifact, request.needs, "artifact call")
 
     def _package(self, request: CompileRequest) -> CompileResult:
@@ -88,7 +97,7 @@ class InductorCompiler:
         if is_package(artifact):
             return load_package(artifact, _device_of(signature, device))
         with _process_lock:
-            return torch_compat.inductor_load(artifact)
+            return load_quick(artifact)
 
     def factors(self) -> Mapping[str, str] | None:
         """Return the settings that differ from Inductor's own."""

@@ -83,7 +83,8 @@ def load_package(
     refuse_other_torch(package.made_with)
     folder = private_folder()
     try:
-        _refuse_noexec(folder)
+        if not _is_executable(folder):
+            raise _noexec(folder.parent)
         for name, content in package.files.items():
             write_private(folder / name, content)
         run = torch_compat.package_runner(str(folder / LIBRARY), device)
@@ -139,12 +140,32 @@ def _parents() -> list[Path | None]:
     return [own, None] if is_own else [None]
 
 
-def _refuse_noexec(folder: Path) -> None:
-    if os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0):
-        raise CompileRejected(
-            f"{folder.parent} is mounted noexec, so a package cannot be loaded from there",
-            next_step="Set XDG_CACHE_HOME to a folder from which libraries can be loaded.",
-        )
+def executable_folder() -> Path:
+    """Return a new private folder from which libraries can be loaded: anywhere, if not with our caches.
+
+    Raises:
+        CompileRejected: there is none.
+    """
+    folder = private_folder()
+    if _is_executable(folder):
+        return folder
+    shutil.rmtree(folder)
+    folder = Path(tempfile.mkdtemp(prefix="intarsia-"))
+    if _is_executable(folder):
+        return folder
+    shutil.rmtree(folder)
+    raise _noexec(folder.parent)
+
+
+def _is_executable(folder: Path) -> bool:
+    return not os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0)
+
+
+def _noexec(folder: Path) -> CompileRejected:
+    return CompileRejected(
+        f"{folder} is mounted noexec, so that no library can be loaded from there",
+        next_step="Set XDG_CACHE_HOME or TMPDIR to a folder from which libraries can be loaded.",
+    )
 
 
 def write_private(path: Path, content: bytes | memoryview) -> None:

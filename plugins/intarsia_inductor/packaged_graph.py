@@ -36,6 +36,8 @@ def packaged_graph(request: CompileRequest) -> PackagedGraph:
     outputs = _reduce_outputs(module, request, sizes, placeholders)
     taken, numbers = _replace_sizes(module, request, sizes, placeholders)
     _constants_as_buffers(module)
+    for node in module.graph.nodes:
+        node.meta = {}  # an earlier trace's symbols are not this one's
     module = fx.GraphModule(module, module.graph)
     call = PackageCall(len(placeholders), tuple(taken), tuple(numbers), tuple(outputs))
     return PackagedGraph(module, tuple(request.fake_inputs[i] for i in taken), call)

@@ -81,7 +81,7 @@ def _inspect(aten: fx.Graph, foreign: dict[str, None]) -> None:
         if node.op != "call_function":
             continue
         name = torch_compat.operation_name(node.target)
-        if torch_compat.is_random(node.target):
+        if torch_compat.is_random(node):
             raise refuse(f"{name} draws random numbers")
         if name and name.split("::")[0] not in OWN:
             foreign.setdefault(name)
