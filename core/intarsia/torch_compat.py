@@ -988,6 +988,34 @@ def package_runner(path: str, device: torch.device) -> Callable[[list[Any]], lis
     return runner(path, 1, str(device)).run  # type: ignore[no-any-return]
 
 
+def inductor_changes() -> dict[str, Any]:
+    """Return the settings of Inductor that this process changed, by name.
+
+    A process that has not imported Inductor changed none, and does not import it for the answer. What
+    environment variables set is not among them: Inductor takes that for its defaults.
+    """
+    import sys
+
+    module: Any = sys.modules.get("torch._inductor.config")
+    if module is None:
+        return {}
+    changed: dict[str, Any] = {}
+    for name, entry in list(module._config.items()):
+        value = entry.user_override.get() if entry.alias is None else _NOTHING
+        if value is not entry.default and not _is_unset(value) and value != entry.default:
+            changed[name] = value
+    return changed
+
+
+_NOTHING = object()
+
+
+def _is_unset(value: Any) -> bool:
+    from torch.utils._config_module import _UNSET_SENTINEL
+
+    return value is _NOTHING or value is _UNSET_SENTINEL
+
+
 def inductor_options() -> frozenset[str]:
     """Return the names of Inductor's own settings."""
     import torch._inductor.config as inductor_config
@@ -1063,7 +1091,9 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch._functorch.config:enable_autograd_cache",
         "torch._inductor.config:get_config_copy",
         "torch._inductor.config:cpp.vec_isa_ok",
+        "torch._inductor.config:_config",
         "torch._inductor.config:aot_inductor.enable_line_tables",
+        "torch.utils._config_module:_UNSET_SENTINEL",
         "torch._inductor.config:aot_inductor.output_path",
         "torch._inductor.cpp_builder:get_cpp_compiler",
         "torch._inductor.compile_fx:compile_fx_aot",

@@ -7,6 +7,7 @@ start that loads packages alone needs torch and no more.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,11 +25,14 @@ from intarsia.interfaces import (
     PieceSignature,
     TensorInfo,
 )
+from intarsia_inductor import ENVIRONMENT
 from intarsia_inductor.calls import boxed
+from intarsia_inductor.identity import NoIdentity, identity
 from intarsia_inductor.package_file import is_package, load_package
 from intarsia_inductor.quick import load_quick, make_quick
 
 _process_lock = threading.Lock()
+_log = logging.getLogger("intarsia")
 
 
 class InductorCompiler:
@@ -38,6 +42,7 @@ class InductorCompiler:
         self.direct = bool(options.get("direct", True))
         self.patches = {k: v for k, v in options.items() if k not in ("direct", "*")}
         self.device = device
+        self._told = False
 
     def compile(self, request: CompileRequest) -> CompileResult:
         """Compile a piece.
@@ -100,8 +105,17 @@ class InductorCompiler:
             return load_quick(artifact)
 
     def factors(self) -> Mapping[str, str] | None:
-        """Return the settings that differ from Inductor's own."""
-        return {f"option {name}": repr(value) for name, value in sorted(self.patches.items())}
+        """Return what decides the generated code; None where a pass cannot be told from another.
+
+        That is logged once. Takes well under a millisecond, and imports nothing.
+        """
+        try:
+            return identity(self.patches, on_cpu=self.device is None, declared=ENVIRONMENT)
+        except NoIdentity as error:
+            if not self._told:
+                self._told = True
+                _log.warning("Inductor's pieces are not cached: %s", error)
+            return None
 
     def supports(self, op: OpView) -> Decision:
         """Take every operation."""
