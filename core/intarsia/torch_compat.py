@@ -693,6 +693,18 @@ def _definition_module(name: str) -> str | None:
     return getattr(function, "__module__", None)
 
 
+def is_random(node: torch.fx.Node) -> bool:
+    """Say whether a node's operator draws random numbers; dropout of nothing does not."""
+    target: Any = node.target
+    if not is_overload(target) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    for index, argument in enumerate(target._schema.arguments):
+        if argument.name == "dropout_p":
+            given = node.args[index] if index < len(node.args) else argument.default_value
+            return bool(node.kwargs.get(argument.name, given) != 0)
+    return True
+
+
 def is_higher_order(target: Any) -> bool:
     """Say whether a target is a higher-order operator, which takes graphs as arguments."""
     return isinstance(target, torch._ops.HigherOrderOperator)
@@ -731,11 +743,51 @@ def is_invoke_subgraph(node: torch.fx.Node) -> bool:
 
 @frozen
 class InductorOutcome:
-    """What Inductor made of a piece: the artifact's callable, and the cheaper call where it is safe."""
+    """What Inductor made of a piece: the artifact's callable, and the cheaper call where it is safe.
+
+    `saved` is the artifact opened, where one was asked for.
+    """
 
     callable: Callable[..., Any]
     boxed: Callable[[list[Any]], Any] | None
-    serialize: Callable[[], bytes] | None
+    saved: SavedGraph | None
+
+
+@frozen
+class SavedGraph:
+    """Inductor's artifact, opened: what to pickle, and the one compiled graph inside it."""
+
+    bundle: Any
+    graph: Any
+
+    @property
+    def source(self) -> str:
+        """The Python module that Inductor generated."""
+        return str(self.graph.source_code)
+
+    @property
+    def has_constants(self) -> bool:
+        """Say whether the module needs more than its source: constants, or kernels beside it."""
+        graph = self.graph
+        bundle = getattr(graph, "_triton_bundle", None)
+        kernels = getattr(bundle, "kernel_artifacts", None)
+        held = (graph.constants, graph.torchbind_constants, graph.frozen_param_names, kernels)
+        return any(held)
+
+    def returns(self, outputs: int) -> bool:
+        """Say whether the compiled graph itself returns so many values."""
+        return self.graph.output_strides is not None and len(self.graph.output_strides) == outputs
+
+    def to_bytes(self, source: str) -> bytes:
+        """Return the artifact as bytes, with another source of the generated module."""
+        import hashlib
+        import pickle
+
+        if source != self.source:
+            # Inductor keeps modules by this key in a folder that other programs share.
+            self.graph.cache_key = "c" + hashlib.sha256(source.encode()).hexdigest()
+            self.graph.source_code = source
+        return pickle.dumps(self.bundle)
 
 
 def inductor_compile(
@@ -784,11 +836,7 @@ def inductor_compile(
     boxed = None
     if len(made) == 1 and made[0][1] == _counts(module):
         boxed = getattr(made[0][0], "current_callable", None)
-    return InductorOutcome(
-        callable=artifact,
-        boxed=boxed,
-        serialize=getattr(artifact, "serialize") if serializable else None,  # noqa: B009
-    )
+    return InductorOutcome(artifact, boxed, _opened(artifact) if serializable else None)
 
 
 def _counts(module: torch.fx.GraphModule) -> tuple[int, int]:
@@ -802,12 +850,88 @@ def _counts(module: torch.fx.GraphModule) -> tuple[int, int]:
     return inputs, len(values) if isinstance(values, tuple | list) else 1
 
 
-def inductor_load(data: bytes) -> Callable[..., Any]:
-    """Restore what `InductorOutcome.serialize` wrote."""
+def _opened(artifact: Any) -> SavedGraph | None:
+    import pickle
+
+    return _saved(pickle.loads(artifact.serialize()))
+
+
+def _saved(bundle: Any) -> SavedGraph | None:
+    entry = bundle[0] if isinstance(bundle, tuple) else bundle
+    graph = getattr(getattr(entry, "compiled_fw", None), "result", None)
+    if getattr(entry, "compiled_bw", None) is not None or not hasattr(graph, "source_code"):
+        return None
+    return SavedGraph(bundle, graph)
+
+
+def torch_key() -> str:
+    """Return torch's digest of its own sources, which its artifacts are bound to."""
+    from torch._inductor.codecache import torch_key as key
+
+    return bytes(key()).hex()
+
+
+def inductor_load(data: bytes) -> tuple[Callable[..., Any], Any]:
+    """Restore what `SavedGraph.to_bytes` wrote: the artifact's callable, and its graph's own call.
+
+    The second takes one list and does without AOTAutograd's run-time wrappers.
+    """
+    import pickle
+
+    from torch._functorch._aot_autograd.aot_autograd_result import deserialize_bundled_cache_entry
     from torch._inductor.standalone_compile import AOTCompiledArtifact
 
-    loaded: Callable[..., Any] = AOTCompiledArtifact.deserialize(data)
-    return loaded
+    bundle = pickle.loads(data)
+    saved = _saved(bundle)
+    tables = bundle[1:] if isinstance(bundle, tuple) else ()
+    if saved is None or any(tables):  # Triton kernels that the model called itself
+        loaded: Callable[..., Any] = AOTCompiledArtifact.deserialize(data)
+        return loaded, None
+    entry = bundle[0] if isinstance(bundle, tuple) else bundle
+    loaded = deserialize_bundled_cache_entry(entry)
+    return loaded, getattr(saved.graph, "current_callable", None)
+
+
+def compiled_kernel(argument_types: Sequence[str], source: str) -> Callable[..., Any]:
+    """Return a C++ kernel by what Inductor's generated module says of it; compiled already, as a rule."""
+    from torch._inductor.codecache import CppPythonBindingsCodeCache
+
+    made: Callable[..., Any] = CppPythonBindingsCodeCache.load_pybinding(argument_types, source)
+    return made
+
+
+def inductor_settings(patches: Mapping[str, Any]) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which settings of Inductor are changed."""
+    import torch._inductor.config
+
+    return torch._inductor.config.patch(dict(patches))
+
+
+@contextlib.contextmanager
+def kernel_imports() -> Iterator[None]:
+    """Let a library that Inductor made be imported: its start-up code reads an address from a variable.
+
+    Inductor leaves the variable set; here it is as it was before.
+    """
+    import os
+
+    name = "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"
+    before = os.environ.get(name)
+    os.environ[name] = str(torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def extern_kernel(name: str) -> Any:
+    """Return the function that generated modules call by a name, or None."""
+    from torch._inductor.select_algorithm import extern_kernels
+
+    return getattr(extern_kernels, name, None)
 
 
 @functools.cache
@@ -841,6 +965,85 @@ def cpp_compiler_is_modern() -> bool:
     if version is None:
         return False
     return int(version[1]) >= (14 if "clang" in first else 12)
+
+
+def inductor_package(
+    module: torch.fx.GraphModule,
+    inputs: Sequence[Any],
+    config_patches: Mapping[str, Any],
+    folder: str,
+    inspect: Callable[[torch.fx.Graph], None],
+) -> str:
+    """Compile a piece to a shared library in a folder, and return the library's path.
+
+    `inspect` is given the graph of ATen operations before code is generated, and may raise.
+
+    The compiler is AOTInductor's, which is given the graph as it is: `torch.export` in between would take
+    neither sizes as inputs nor writes to inputs. A file of the same name that ends in ".json" lies beside
+    the library where that calls operators by name. What is traced notes its conditions on sizes in the
+    inputs' own fake mode.
+    """
+    from torch._inductor.compile_fx import compile_fx_aot, compile_fx_inner
+    from torch.fx.experimental import _config
+
+    def inner_compile(inner: Any, inner_inputs: Any, **keywords: Any) -> Any:
+        inspect(inner.graph)
+        return compile_fx_inner(inner, inner_inputs, **keywords)
+
+    fx_config: Any = _config
+    patches = {
+        **config_patches,
+        "aot_inductor.output_path": folder,
+        "aot_inductor.package": False,
+        "aot_inductor.metadata": {},  # torch adds to the one that it finds here
+    }
+    with torch.no_grad(), fx_config.patch(backed_size_oblivious=True):
+        made = compile_fx_aot(
+            module, list(inputs), inner_compile=inner_compile, config_patches=patches
+        )
+    assert isinstance(made, str), made
+    return made
+
+
+def package_runner(path: str, device: torch.device) -> Callable[[list[Any]], list[Any]]:
+    """Load a shared library of `inductor_package`; returns the call that takes and returns a list.
+
+    Nothing of `torch._inductor` is imported. The call holds Python's lock until it returns, whatever runs
+    inside, and two calls at a time wait for each other with that lock held.
+    """
+    runners: Any = torch._C._aoti  # type: ignore[attr-defined]
+    if device.type == "cpu":
+        return runners.AOTIModelContainerRunnerCpu(path, 1).run  # type: ignore[no-any-return]
+    runner = getattr(runners, f"AOTIModelContainerRunner{device.type.capitalize()}")
+    return runner(path, 1, str(device)).run  # type: ignore[no-any-return]
+
+
+def inductor_changes() -> dict[str, Any]:
+    """Return the settings of Inductor that this process changed, by name.
+
+    A process that has not imported Inductor changed none, and does not import it for the answer. What
+    environment variables set is not among them: Inductor takes that for its defaults.
+    """
+    import sys
+
+    module: Any = sys.modules.get("torch._inductor.config")
+    if module is None:
+        return {}
+    changed: dict[str, Any] = {}
+    for name, entry in list(module._config.items()):
+        value = entry.user_override.get() if entry.alias is None else _NOTHING
+        if value is not entry.default and not _is_unset(value) and value != entry.default:
+            changed[name] = value
+    return changed
+
+
+_NOTHING = object()
+
+
+def _is_unset(value: Any) -> bool:
+    from torch.utils._config_module import _UNSET_SENTINEL
+
+    return value is _NOTHING or value is _UNSET_SENTINEL
 
 
 def inductor_options() -> frozenset[str]:
@@ -912,11 +1115,23 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch.utils._sympy.functions:FloorDiv",
         "torch._inductor.standalone_compile:standalone_compile",
         "torch._inductor.standalone_compile:AOTCompiledArtifact.serialize",
+        "torch._inductor.codecache:torch_key",
+        "torch._inductor.codecache:CppPythonBindingsCodeCache.load_pybinding",
+        "torch._inductor.output_code:CompiledFxGraph.after_deserialization",
+        "torch._inductor.select_algorithm:extern_kernels",
+        "torch._functorch._aot_autograd.aot_autograd_result:deserialize_bundled_cache_entry",
+        "torch._C._dynamo.guards:_torchinductor_pyobject_tensor_data_ptr",
         "torch._inductor.compile_fx:compile_fx_inner",
         "torch._functorch.config:enable_autograd_cache",
         "torch._inductor.config:get_config_copy",
         "torch._inductor.config:cpp.vec_isa_ok",
+        "torch._inductor.config:_config",
+        "torch._inductor.config:aot_inductor.enable_line_tables",
+        "torch.utils._config_module:_UNSET_SENTINEL",
+        "torch._inductor.config:aot_inductor.output_path",
         "torch._inductor.cpp_builder:get_cpp_compiler",
+        "torch._inductor.compile_fx:compile_fx_aot",
+        "torch._C._aoti:AOTIModelContainerRunnerCpu.run",
         "torch.utils._sympy.symbol:symbol_is_type",
         "torch.utils._sympy.printers:PythonPrinter",
         "torch._dynamo.exc:TorchDynamoException",

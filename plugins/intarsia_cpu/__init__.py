@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from intarsia.interfaces import PlatformSpec
+from intarsia.interfaces import Decision, PlatformSpec, accepts_equal
 
 intarsia_api_version = (1, 0)
 
@@ -16,6 +16,19 @@ def traits_of(device: int | None) -> Mapping[str, str]:
     return cpu_traits()
 
 
+def accepts(built_for: Mapping[str, str], here: Mapping[str, str]) -> Decision:
+    """Accept what was built for this machine, or for one that has no instructions beyond this one's."""
+    missing = set(built_for.get("instructions", "").split()) - set(here.get("instructions", "").split())
+    if missing:
+        return Decision(
+            False,
+            f"trait instructions: built for {', '.join(sorted(missing))}, which this processor lacks",
+        )
+    return accepts_equal(
+        {**built_for, "instructions": ""}, {**here, "instructions": ""}
+    )
+
+
 def intarsia_platforms() -> list[PlatformSpec]:
     """Bring the platform "cpu"."""
     return [
@@ -23,6 +36,7 @@ def intarsia_platforms() -> list[PlatformSpec]:
             name="cpu",
             device_type="cpu",
             traits=traits_of,
+            accepts=accepts,
             compilers=("inductor", "eager"),
             priority=0,
         )

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import fx
 
-from intarsia.compiling.transport import import_needs, needs_of
 from intarsia.interfaces import CompileRequest, CompileResult, Decision, OpView, PieceSignature
 from intarsia.runtime.source import compile_source, graph_source
 from intarsia.split.encode import CannotEncode, decode_graph, encode_graph
@@ -24,13 +23,15 @@ class EagerCompiler:
     def compile(self, request: CompileRequest) -> CompileResult:
         """Return the piece as a function; its artifact is the graph as plain data."""
         module: fx.GraphModule = request.lower("torch")
-        artifact = _artifact(module) if request.wants_artifact else None
-        return CompileResult(_function(module), artifact, tuple(needs_of(module)))
+        artifact = _artifact(module, request.needs) if request.wants_artifact else None
+        return CompileResult(_function(module), artifact, request.needs)
 
     def load(
         self, artifact: bytes, signature: PieceSignature, device: int | None
     ) -> Callable[..., Sequence[Any]]:
         """Return the function of an artifact."""
+        from intarsia.compiling.transport import import_needs  # of use to artifacts alone
+
         data = json.loads(artifact)
         import_needs(data["needs"])
         return _function(decode_graph(data["graph"]))
@@ -49,10 +50,9 @@ def _function(module: fx.GraphModule) -> Callable[..., Sequence[Any]]:
     return compile_source(source, "piece", space.values, "eager piece")
 
 
-def _artifact(module: fx.GraphModule) -> bytes | None:
+def _artifact(module: fx.GraphModule, needs: Sequence[str]) -> bytes | None:
     try:
-        return json.dumps(
-            {"graph": encode_graph(module.graph, module), "needs": needs_of(module)}
-        ).encode()
+        data = {"graph": encode_graph(module.graph, module), "needs": list(needs)}
+        return json.dumps(data).encode()
     except CannotEncode:
         return None  # runs here all the same, but has no plain form to keep

@@ -6,6 +6,9 @@ from intarsia.interfaces import Capabilities, CompilerSpec, Decision, Option, Op
 
 intarsia_api_version = (1, 0)
 
+ENVIRONMENT = ("TORCHINDUCTOR_FREEZING", "TORCHINDUCTOR_MAX_AUTOTUNE")
+"""The best known of the variables that change what Inductor makes; `factors()` has the others."""
+
 
 def supports(op: OpView) -> Decision:
     """Take every operation: what Inductor cannot generate code for it calls."""
@@ -30,6 +33,7 @@ def intarsia_compilers() -> list[CompilerSpec]:
             },
             supports=supports,
             capabilities=Capabilities(dynamic_shapes=True, mutation=True, custom_ops=True),
-            environment=("TORCHINDUCTOR_FREEZING", "TORCHINDUCTOR_MAX_AUTOTUNE"),
+            environment=ENVIRONMENT,
+            tiers=("quick", "package"),
         )
     ]

@@ -1,20 +1,21 @@
-"""Compiles a piece with Inductor.
+"""The Inductor compiler: quick artifacts and packages.
 
-`standalone_compile` is not thread-safe and its settings are process-wide while it runs, so one lock
-serialises every call in the process.
+Inductor is not thread-safe and its settings are process-wide while it works, so one lock serialises every
+call in the process. Nothing here imports it before a piece is compiled or a quick artifact is loaded: a
+start that loads packages alone needs torch and no more.
 """
 
 from __future__ import annotations
 
-import functools
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from intarsia import torch_compat
-from intarsia.compiling.transport import fake_mode_of, needs_of
 from intarsia.errors import CompileRejected, ConfigError, nearest
 from intarsia.interfaces import (
     CompileRequest,
@@ -24,8 +25,14 @@ from intarsia.interfaces import (
     PieceSignature,
     TensorInfo,
 )
+from intarsia_inductor import ENVIRONMENT
+from intarsia_inductor.calls import boxed
+from intarsia_inductor.identity import NoIdentity, identity
+from intarsia_inductor.package_file import is_package, load_package
+from intarsia_inductor.quick import load_quick, make_quick
 
 _process_lock = threading.Lock()
+_log = logging.getLogger("intarsia")
 
 
 class InductorCompiler:
@@ -33,29 +40,50 @@ class InductorCompiler:
 
     def __init__(self, options: Mapping[str, Any], device: int | None) -> None:
         self.direct = bool(options.get("direct", True))
-        self.patches = _patches({k: v for k, v in options.items() if k not in ("direct", "*")})
+        self.patches = {k: v for k, v in options.items() if k not in ("direct", "*")}
         self.device = device
+        self._told = False
 
     def compile(self, request: CompileRequest) -> CompileResult:
         """Compile a piece.
 
         Raises:
-            CompileRejected: the piece returns no tensor, so there is nothing to generate.
+            CompileRejected: the piece returns no tensor, so there is nothing to generate; or it cannot be
+                packaged, where a package is asked for.
+            ConfigError: Inductor has no setting of an option's name.
         """
-        module: fx.GraphModule = request.lower("torch")
+        _refuse_unknown(self.patches)
         if not request.signature.outputs and not request.signature.mutated:
             raise CompileRejected("the piece returns nothing and writes nothing")
         with _process_lock:
-            made = torch_compat.inductor_compile(
-                module, list(request.fake_inputs), fake_mode_of(request), self._settings(request),
-                serializable=request.wants_artifact,
-                direct=self.direct and _shares_nothing(request.signature),
-            )  # fmt: skip
-        artifact = made.serialize() if made.serialize is not None else None
-        needs = tuple(needs_of(module))
+            return self._package(request) if request.tier == "package" else self._quick(request)
+
+    def _quick(self, request: CompileRequest) -> CompileResult:
+        module: fx.GraphModule = request.lower("torch")
+        settings = self._settings(request)
+        direct = self.direct and shares_nothing(request.signature)
+        made = torch_compat.inductor_compile(
+            module, list(request.fake_inputs), request.fake_mode, settings,
+            serializable=request.wants_artifact, direct=direct,
+        )  # fmt: skip
+        artifact = None
+        if made.saved is not None:
+            outputs = len(request.signature.outputs)
+            artifact = make_quick(made.saved, settings, direct=direct, outputs=outputs)
         if made.boxed is not None:
-            return CompileResult(_boxed(made.boxed), artifact, needs, "direct call")
-        return CompileResult(made.callable, artifact, needs, "artifact call")
+            return CompileResult(boxed(made.boxed), artifact, request.needs, "direct call")
+        if artifact is not None:  # out of Inductor's own cache, which does not give the direct call away
+            function = load_quick(artifact)
+            kind = "direct" if getattr(function, "boxed_call", False) else "artifact"
+            return CompileResult(function, artifact, request.needs, f"{kind} call")
+        return CompileResult(made.callable, artifact, request.needs, "artifact call")
+
+    def _package(self, request: CompileRequest) -> CompileResult:
+        from intarsia_inductor.packaging import make_package  # heavy, and only this needs it
+
+        needs = request.needs  # the graph is rewritten on its way
+        data, function, note = make_package(request, self._settings(request))
+        return CompileResult(function, data, needs, note)
 
     def _settings(self, request: CompileRequest) -> dict[str, Any]:
         settings = dict(self.patches)
@@ -66,27 +94,35 @@ class InductorCompiler:
     def load(
         self, artifact: bytes, signature: PieceSignature, device: int | None
     ) -> Callable[..., Sequence[Any]]:
-        """Restore an artifact."""
-        with _process_lock:
-            return torch_compat.inductor_load(artifact)
+        """Restore an artifact of either tier.
 
-    def factors(self) -> Mapping[str, str]:
-        """Return the settings that differ from Inductor's own."""
-        return {f"option {name}": repr(value) for name, value in sorted(self.patches.items())}
+        Raises:
+            CompileRejected: the artifact is fine, and cannot be used in this process: the reason says why.
+        """
+        if is_package(artifact):
+            return load_package(artifact, _device_of(signature, device))
+        with _process_lock:
+            return load_quick(artifact)
+
+    def factors(self) -> Mapping[str, str] | None:
+        """Return what decides the generated code; None where a pass cannot be told from another.
+
+        That is logged once. Takes well under a millisecond, and imports nothing.
+        """
+        try:
+            return identity(self.patches, on_cpu=self.device is None, declared=ENVIRONMENT)
+        except NoIdentity as error:
+            if not self._told:
+                self._told = True
+                _log.warning("Inductor's pieces are not cached: %s", error)
+            return None
 
     def supports(self, op: OpView) -> Decision:
         """Take every operation."""
         return Decision(True)
 
 
-def _boxed(function: Callable[[list[Any]], Sequence[Any]]) -> Callable[..., Sequence[Any]]:
-    """Return Inductor's generated call, which takes one list and clears it, marked as such."""
-    made: Any = functools.partial(function)  # a bound method takes no attributes; this costs 30 ns
-    made.boxed_call = True
-    return made
-
-
-def _shares_nothing(signature: PieceSignature) -> bool:
+def shares_nothing(signature: PieceSignature) -> bool:
     """Say whether no input or output shares memory with another.
 
     AOTAutograd's wrapper makes such outputs views again after the generated code ran, and hands inputs
@@ -98,8 +134,14 @@ def _shares_nothing(signature: PieceSignature) -> bool:
     return all(info.alias_class is None for info in tensors)
 
 
-def _patches(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options as settings of `torch._inductor.config`.
+def _device_of(signature: PieceSignature, index: int | None) -> torch.device:
+    tensors = [v for v in (*signature.inputs, *signature.outputs) if isinstance(v, TensorInfo)]
+    kind = tensors[0].device_type if tensors else "cpu"
+    return torch.device(kind) if index is None else torch.device(kind, index)
+
+
+def _refuse_unknown(options: Mapping[str, Any]) -> None:
+    """Refuse options that are no settings of `torch._inductor.config`.
 
     Raises:
         ConfigError: Inductor has no setting of that name.
@@ -112,4 +154,3 @@ def _patches(options: Mapping[str, Any]) -> dict[str, Any]:
                 next_step=nearest(name, known).partition(" Known:")[0],
                 subject=f"options.inductor.{name}",
             )
-    return dict(options)

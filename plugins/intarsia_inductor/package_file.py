@@ -1,0 +1,175 @@
+"""The bytes of a package, and loading them: needs torch itself and nothing of Inductor."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import frozen
+
+from intarsia import torch_compat
+from intarsia.errors import CompileRejected
+from intarsia_inductor.calls import PackageCall
+
+MAGIC = b"intarsia-aoti-1\n"
+_LENGTH = struct.Struct("<Q")
+
+
+@frozen
+class Package:
+    """A package: its call, what it was made with, and its files by name."""
+
+    call: PackageCall
+    made_with: Mapping[str, str]
+    files: Mapping[str, bytes | memoryview]
+
+    def to_bytes(self) -> bytes:
+        """Return it as bytes: a mark, a JSON header, and the files one after the other."""
+        header = {
+            "call": self.call.to_dict(),
+            "made_with": dict(self.made_with),
+            "files": {name: len(data) for name, data in self.files.items()},
+        }
+        text = json.dumps(header).encode()
+        return b"".join([MAGIC, _LENGTH.pack(len(text)), text, *self.files.values()])
+
+    @staticmethod
+    def from_bytes(data: bytes | memoryview) -> Package:
+        """Read what `to_bytes` wrote; nothing of it runs.
+
+        Raises:
+            ValueError: the bytes are no package.
+        """
+        view = memoryview(data)
+        start = len(MAGIC) + _LENGTH.size
+        if not is_package(view) or len(view) < start:
+            raise ValueError("the bytes are no package")
+        (length,) = _LENGTH.unpack(view[len(MAGIC) : start])
+        header = json.loads(bytes(view[start : start + length]))
+        files: dict[str, memoryview] = {}
+        at = start + length
+        for name, size in header["files"].items():
+            files[name] = view[at : at + size]
+            at += size
+        if at != len(view):
+            raise ValueError(f"the package has {len(view)} bytes, its header says {at}")
+        return Package(PackageCall.from_dict(header["call"]), header["made_with"], files)
+
+
+def is_package(data: bytes | memoryview) -> bool:
+    """Say whether an artifact is a package."""
+    return bytes(data[: len(MAGIC)]) == MAGIC
+
+
+def load_package(
+    data: bytes | memoryview, device: torch.device
+) -> Callable[..., Sequence[Any]]:
+    """Return the callable of a package.
+
+    Its library lies in a private folder for the moment that it takes to load it.
+
+    Raises:
+        CompileRejected: the package is fine, and cannot be used here: the reason says why.
+    """
+    package = Package.from_bytes(data)
+    refuse_other_torch(package.made_with)
+    folder = private_folder()
+    try:
+        if not _is_executable(folder):
+            raise _noexec(folder.parent)
+        for name, content in package.files.items():
+            write_private(folder / name, content)
+        run = torch_compat.package_runner(str(folder / LIBRARY), device)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # a loaded library stays mapped without its file
+    return package.call.bind(run, threading.Lock())
+
+
+LIBRARY = "piece.so"
+"""The library's name in a package; "piece.json" beside it names the operators that it calls by name."""
+
+
+def made_with() -> dict[str, str]:
+    """Return what a package or artifact made in this process holds for."""
+    return {"torch": torch.__version__}
+
+
+def refuse_other_torch(made: Mapping[str, str]) -> None:
+    """Refuse an artifact of another torch than this one.
+
+    Raises:
+        CompileRejected: with both versions.
+    """
+    for name, here in made_with().items():
+        if made.get(name) != here:
+            raise CompileRejected(f"made with {name} {made.get(name)}, here is {here}")
+
+
+def private_folder() -> Path:
+    """Return a new folder that only this user can enter: below the user's caches where there are any."""
+    for parent in _parents():
+        try:
+            return Path(tempfile.mkdtemp(prefix="package-", dir=parent))
+        except OSError:
+            continue  # not writable: the next one
+    raise CompileRejected(
+        "no folder is writable, so that a package could be unpacked",
+        next_step="Set XDG_CACHE_HOME or TMPDIR to a folder of your own.",
+    )
+
+
+def _parents() -> list[Path | None]:
+    import platformdirs
+
+    try:
+        own = platformdirs.user_cache_path("intarsia")
+        own.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = os.lstat(own)
+    except (OSError, RuntimeError, KeyError):  # no home and no passwd entry, or a read-only one
+        return [None]
+    # A folder that others may write to would let them exchange ours between our write and the load.
+    is_own = found.st_uid == os.getuid() and not found.st_mode & 0o022
+    return [own, None] if is_own else [None]
+
+
+def executable_folder() -> Path:
+    """Return a new private folder from which libraries can be loaded: anywhere, if not with our caches.
+
+    Raises:
+        CompileRejected: there is none.
+    """
+    folder = private_folder()
+    if _is_executable(folder):
+        return folder
+    shutil.rmtree(folder)
+    folder = Path(tempfile.mkdtemp(prefix="intarsia-"))
+    if _is_executable(folder):
+        return folder
+    shutil.rmtree(folder)
+    raise _noexec(folder.parent)
+
+
+def _is_executable(folder: Path) -> bool:
+    return not os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0)
+
+
+def _noexec(folder: Path) -> CompileRejected:
+    return CompileRejected(
+        f"{folder} is mounted noexec, so that no library can be loaded from there",
+        next_step="Set XDG_CACHE_HOME or TMPDIR to a folder from which libraries can be loaded.",
+    )
+
+
+def write_private(path: Path, content: bytes | memoryview) -> None:
+    """Write a new file that only this user can read and execute."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700)
+    with open(descriptor, "wb") as file:
+        file.write(content)
