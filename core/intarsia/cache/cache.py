@@ -235,7 +235,7 @@ class Cache:
             raise CacheError(
                 what, why=f"{why}; {became}", next_step="Run again to make it anew.", subject=key
             ) from problem
-        self._warn(f"{what}: {why}; {became} and is made anew")
+        self._warn(f"{what}: {why}; {became}, and it is made anew")
 
     def _fill(self, places: Sequence[Guarded], key: str, data: bytes) -> list[bool | None]:
         answers = [place.put(key, data) for place in places]

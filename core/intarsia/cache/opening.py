@@ -23,8 +23,8 @@ Warn = Callable[[str], None]
 Stores = Callable[[str], StoreSpec | None]
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*(?:::[a-z][a-z0-9+.-]*)*)://", re.IGNORECASE)
-_LEAST_SECRET = 16
-"""Bytes; a shorter secret can be guessed."""
+_LEAST_SECRET, _LONGEST_SECRET = 16, 4096
+"""Bytes; a shorter secret can be guessed, and what is longer counts no more."""
 
 
 def open_cache(
@@ -81,9 +81,11 @@ def read_secret(path: str) -> bytes:
     """
     try:
         fd = os.open(os.path.expanduser(path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with open(fd, "rb") as file:
+        try:
             reason = _why_no_secret(os.fstat(fd))
-            secret = b"" if reason else file.read().strip()
+            secret = b"" if reason else os.read(fd, _LONGEST_SECRET).strip()
+        finally:
+            os.close(fd)
     except OSError as problem:
         raise _no_secret(path, problem.strerror or str(problem)) from problem
     if not reason and len(secret) < _LEAST_SECRET:
