@@ -68,8 +68,13 @@ def user_root() -> str | None:
     """Return the directory of this user's cache, or None where there is none: no home directory."""
     from platformdirs import user_cache_dir  # 5 ms that a cache at a path of its own does not need
 
-    root = user_cache_dir("intarsia")
-    # Without HOME and without an entry in passwd the "~" stays, and would become a folder of that name.
+    # Without HOME and an entry in passwd, newer platformdirs raise; older ones keep the "~", which would
+    # become a folder of that name.
+    try:
+        root = user_cache_dir("intarsia")
+    except (RuntimeError, KeyError) as problem:
+        log.debug("there is no cache directory: %s", problem)
+        return None
     return root if os.path.isabs(root) else None
 
 
