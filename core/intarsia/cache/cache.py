@@ -143,23 +143,35 @@ class Cache:
         """
         key = check_key(key) if key is not None else key_of(kind, factors)
         entry = Entry(kind, key, dict(factors), dict(meta or {}), payload)
-        answers = self._fill(self.places, key, encode_entry(entry, self.secret))
-        stored = True in answers
-        if stored:
+        return self.put(key, encode_entry(entry, self.secret)) is True
+
+    def put(self, key: str, data: bytes) -> bool | None:
+        """Keep the bytes of an entry in every store.
+
+        Returns True where any of them stored it, False where one has it already, None where each skipped
+        the save.
+        """
+        answers = self._fill(self.places, key, data)
+        if True in answers:
             self._count("saves")
-        elif False not in answers:
-            self._count("skipped_saves")
-        return stored
+            return True
+        if False in answers:
+            return False
+        self._count("skipped_saves")
+        return None
 
     def nearest(
-        self, kind: str, factors: Mapping[str, str], limit: int = _LOOKED_AT
+        self, kind: str, factors: Mapping[str, str], limit: int = _LOOKED_AT, *, besides: str = ""
     ) -> Near | None:
         """Return the entry of a kind with the fewest factors that differ, or None.
 
         Only headers are read, of the `limit` entries that were used last, in the nearest store.
+        `besides` is a key that does not count.
         """
         best: Near | None = None
         for key, theirs in self._recent(kind, limit):
+            if key == besides:
+                continue
             found = tuple(differences(factors, theirs))
             if best is None or len(found) < len(best.differences):
                 best = Near(key, found)
@@ -223,7 +235,7 @@ class Cache:
             raise CacheError(
                 what, why=f"{why}; {became}", next_step="Run again to make it anew.", subject=key
             ) from problem
-        self._warn(f"{what}: {why}; {became} and is made anew")
+        self._warn(f"{what}: {why}; {became}, and it is made anew")
 
     def _fill(self, places: Sequence[Guarded], key: str, data: bytes) -> list[bool | None]:
         answers = [place.put(key, data) for place in places]

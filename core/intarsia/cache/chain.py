@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
@@ -94,6 +94,11 @@ class Guarded:
                 # A read-only directory is a fine cache, so that this is no trouble.
                 log.debug("%s: cannot mark %s as used: %s", self.name, key[:12], problem)
 
+    def is_in_use(self, key: str) -> bool:
+        """Say whether a live process of this machine uses an entry."""
+        local = self.local
+        return local is not None and self._asked("read from", lambda: local.is_in_use(key), False)
+
     def put_aside(self, key: str, data: bytes | None, problem: Exception) -> str:
         """Take a bad entry out of the way; return what became of it, as the end of a sentence."""
         local = self.local
@@ -146,13 +151,3 @@ class Guarded:
         if isinstance(problem, UntrustedFolder):
             return f"{problem} Going on without it."
         return f"cannot {action} the cache {self.name} ({describe(problem)}); going on without"
-
-
-def keys_of(places: Iterable[Guarded]) -> Iterator[tuple[Guarded, str]]:
-    """Return every key with the first store that holds it."""
-    seen: set[str] = set()
-    for place in places:
-        for key in place.keys():  # noqa: SIM118  # no dict
-            if key not in seen:
-                seen.add(key)
-                yield place, key

@@ -18,12 +18,14 @@ from intarsia.cache.folder import Folder, UntrustedFolder, make_root
 from intarsia.cache.key import check_key
 from intarsia.cache.locks import HAS_LOCKS, try_lock
 
-__all__ = ["RUNNING", "Journal"]
+__all__ = ["RUNNING", "Journal", "remove_old_notes"]
 
 log = logging.getLogger("intarsia")
 
 RUNNING = "running"
 _UNKNOWN = "0"
+_OLD = 30 * 86400.0
+"""Seconds after which gc removes a note."""
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 _LOOK = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)
 
@@ -163,3 +165,15 @@ def _first_line(path: str) -> str:
             return file.readline().strip()
     except OSError:
         return ""
+
+
+def remove_old_notes(root: Folder, now: float) -> int:
+    """Remove notes that are so old that nobody came back for them; return how many."""
+    removed = 0
+    with Folder(RUNNING, within=root) as running:
+        for name in running.names():
+            note = _Note.parse(name)
+            old = now - running.stat(name).st_mtime > _OLD
+            if old and (note is None or note.boot != _boot() or _is_dead(running, name, note)):
+                removed += running.remove(name)
+    return removed

@@ -96,7 +96,8 @@ class LocalStore:
                 # Another process may have moved it, and a good one may have taken its place.
                 if data is not None and shelf.read(key) != data:
                     return False
-                os.rename(key, key, src_dir_fd=shelf.fd, dst_dir_fd=bad.fd)
+                aside = f"{key}-{os.urandom(4).hex()}"
+                os.rename(key, aside, src_dir_fd=shelf.fd, dst_dir_fd=bad.fd)
                 _keep_few(bad)
         except FileNotFoundError:
             return False

@@ -23,8 +23,8 @@ Warn = Callable[[str], None]
 Stores = Callable[[str], StoreSpec | None]
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*(?:::[a-z][a-z0-9+.-]*)*)://", re.IGNORECASE)
-_LEAST_SECRET = 16
-"""Bytes; a shorter secret can be guessed."""
+_LEAST_SECRET, _LONGEST_SECRET = 16, 4096
+"""Bytes; a shorter secret can be guessed, and what is longer counts no more."""
 
 
 def open_cache(
@@ -68,8 +68,13 @@ def user_root() -> str | None:
     """Return the directory of this user's cache, or None where there is none: no home directory."""
     from platformdirs import user_cache_dir  # 5 ms that a cache at a path of its own does not need
 
-    root = user_cache_dir("intarsia")
-    # Without HOME and without an entry in passwd the "~" stays, and would become a folder of that name.
+    # Without HOME and an entry in passwd, newer platformdirs raise; older ones keep the "~", which would
+    # become a folder of that name.
+    try:
+        root = user_cache_dir("intarsia")
+    except (RuntimeError, KeyError) as problem:
+        log.debug("there is no cache directory: %s", problem)
+        return None
     return root if os.path.isabs(root) else None
 
 
@@ -81,9 +86,11 @@ def read_secret(path: str) -> bytes:
     """
     try:
         fd = os.open(os.path.expanduser(path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with open(fd, "rb") as file:
+        try:
             reason = _why_no_secret(os.fstat(fd))
-            secret = b"" if reason else file.read().strip()
+            secret = b"" if reason else os.read(fd, _LONGEST_SECRET).strip()
+        finally:
+            os.close(fd)
     except OSError as problem:
         raise _no_secret(path, problem.strerror or str(problem)) from problem
     if not reason and len(secret) < _LEAST_SECRET:

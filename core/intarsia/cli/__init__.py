@@ -31,6 +31,7 @@ COMMANDS = {
     "compile": "compile a model and show which piece went where",
     "explain": "compile a model and explain every choice",
     "bench": "time a model: eager, torch.compile, intarsia",
+    "cache": "list, explain, check, collect and carry the entries of the compile cache",
 }
 """Subcommand -> what it is for; the module of each has its name."""
 
