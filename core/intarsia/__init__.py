@@ -23,7 +23,7 @@ from intarsia.errors import (
 )
 
 if TYPE_CHECKING:
-    from intarsia.api import Compiled, compile
+    from intarsia.api import Compiled, compile, load
     from intarsia.interfaces import API_VERSION
     from intarsia.jit import reports
 
@@ -46,6 +46,7 @@ __all__ = [
     "UnsupportedTorchError",
     "__version__",
     "compile",
+    "load",
     "reports",
 ]
 
@@ -53,6 +54,7 @@ _LAZY = {
     "API_VERSION": "intarsia.interfaces",
     "Compiled": "intarsia.api",
     "compile": "intarsia.api",
+    "load": "intarsia.api",
     "reports": "intarsia.jit",
 }
 

@@ -16,7 +16,7 @@ from intarsia.host import Host
 from intarsia.interfaces import Event
 from intarsia.job import Job
 
-__all__ = ["Compiled", "compile"]
+__all__ = ["Compiled", "compile", "load"]
 
 
 def compile(
@@ -66,3 +66,33 @@ def compile(
     job = Job(model, tuple(args), dict(kwargs or {}), dynamic or {}, resolved, host, listeners)
     job.events.spent("setup", time.monotonic() - begun)
     return start(job)
+
+
+def load(
+    path: str | os.PathLike[str],
+    model: Any,
+    *,
+    config: ResolvedConfig | Config | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    host: Host | None = None,
+    **overrides: Any,
+) -> Compiled:
+    """Return the compiled model of a file that `Compiled.save` wrote. Nothing is traced or compiled.
+
+    The file holds code, so load only files that you trust.
+
+    Args:
+        path: the file.
+        model: the model, with its weights; they are not in the file.
+        config: settings; those of the compile are in the file, so this is about plugins and the platform.
+        host: plugins that are already loaded; None loads them.
+        overrides: settings in snake_case, which win over everything.
+
+    Raises:
+        CacheError: the file is damaged, or is for another model, device or version; the message says what
+            differs.
+        OSError: the file cannot be read.
+    """
+    from intarsia.bundle.file import load_file
+
+    torch_compat.require_supported_torch()
+    return load_file(path, model, load_config(config, **overrides), host)

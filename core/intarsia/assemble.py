@@ -46,5 +46,6 @@ def assemble(
 
     return Engine(
         name, model, entry, front.tree, front.tensors, dispatcher, make_frozen, events, report,
-        lambda code: explain(report(), front.sources(boxes) if code else {}),
+        lambda code: explain(report(), front.sources(dispatcher.boxes) if code else {}),
+        uncovered,
     )  # fmt: skip

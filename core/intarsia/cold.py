@@ -20,7 +20,7 @@ from intarsia.compiled import Compiled
 from intarsia.compiling.boxes import PlannedBox
 from intarsia.compiling.scheduler import Scheduler
 from intarsia.compiling.signature import size_of
-from intarsia.compiling.tasks import Outcome
+from intarsia.compiling.tasks import Journal, Outcome, PieceCache, Task
 from intarsia.errors import CaptureError, ShapeError
 from intarsia.job import Job
 from intarsia.pipeline import Pipeline, SplitGraph
@@ -42,7 +42,7 @@ class Made:
 
     Attributes:
         symbols: the lines about symbols that `explain` prints.
-        tasks: the (piece, box) tasks, to make other artifacts of.
+        packages: what a package may be made of: (callable, task, compiler).
     """
 
     compiled: Compiled
@@ -51,16 +51,20 @@ class Made:
     graphs: Sequence[Graph]
     report: Report
     symbols: Sequence[str]
+    packages: Sequence[tuple[Any, Task, str]]
 
 
 class ColdCompile:
     """One compile from the start, step by step."""
 
-    def __init__(self, job: Job, pieces: Any = None) -> None:
+    def __init__(
+        self, job: Job, pieces: PieceCache | None = None, journal: Journal | None = None
+    ) -> None:
         self.job = job
         self.config = job.config
         self.events = job.events
         self.pieces = pieces
+        self.journal = journal
         self.pipeline = Pipeline(
             job.resolved, job.host, job.place.platform, job.events, job.place.device, job.name
         )
@@ -89,7 +93,13 @@ class ColdCompile:
             parts.append((fitted, splits[key]))
         place = self.job.place
         scheduler = Scheduler(
-            self.job.host, self.job.resolved, self.events, place.device_type, place.device
+            self.job.host,
+            self.job.resolved,
+            self.events,
+            place.device_type,
+            place.device,
+            self.pieces,
+            self.journal,
         )
         outcomes = self.pipeline.compile(parts, scheduler)
         return self._bind(parts, outcomes, list(splits.values()), scheduler)
@@ -194,7 +204,26 @@ class ColdCompile:
             make_frozen=lambda: graphs[0].frozen, make_report=lambda: report,
             explain=lambda now, sources: explain(now, symbols, sources),
         )  # fmt: skip
-        return Made(Compiled(engine), front, boxes, graphs, report, symbols)
+        wanted = self._to_package(parts, outcomes)
+        return Made(Compiled(engine), front, boxes, graphs, report, symbols, wanted)
+
+    def _to_package(
+        self, parts: Parts, outcomes: Sequence[Mapping[int, Outcome]]
+    ) -> list[tuple[Any, Task, str]]:
+        """Return the distinct pieces whose compiler can make a package of them, and has not yet."""
+        found: dict[int, tuple[Any, Task, str]] = {}
+        for (planned, split), made in zip(parts, outcomes, strict=True):
+            for task in self.pipeline.tasks(split, planned):
+                outcome = made[task.piece.index]
+                spec = self.job.host.compiler(outcome.compiler)
+                function = outcome.result.callable
+                if (
+                    "package" in spec.tiers
+                    and outcome.result.tier != "package"
+                    and not outcome.baked
+                ):
+                    found.setdefault(id(function), (function, task, outcome.compiler))
+        return list(found.values())
 
 
 def _mutated_arguments(graph: Graph) -> list[str]:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import define, field
 
 from intarsia.capture.frozen import FrozenValue, changes
 from intarsia.capture.graph import ArgumentTree
-from intarsia.errors import ContractError
+from intarsia.errors import CacheError, ContractError
 from intarsia.report.events import EventStream
 from intarsia.report.records import Report
-from intarsia.runtime.bound import BoundBox, Dispatcher, close_callable
+from intarsia.runtime.bound import BoundBox, Dispatcher, PieceFunction, close_callable
 from intarsia.runtime.contract import Entry, Memory, TensorContract, diagnose, relayout
 from intarsia.runtime.source import compile_source
+from intarsia.runtime.uncovered import Uncovered
 from intarsia.runtime.weights import Announced, PlanInput, live_weights, owners, watch
+
+if TYPE_CHECKING:
+    from intarsia.compiling.packages import Packages
 
 
 @define(eq=False)
@@ -27,6 +32,9 @@ class Engine:
 
     Attributes:
         stale: whether a weight was replaced since the plans were bound.
+        is_final: whether the plans stay as they are: after `freeze()` and `close()`.
+        packages: the packages that are on their way, or None.
+        write: writes the plan to a file, or raises CacheError where that is not possible.
     """
 
     name: str
@@ -39,7 +47,11 @@ class Engine:
     events: EventStream
     make_report: Callable[[], Report]
     make_explanation: Callable[[bool], str]
+    uncovered: Uncovered
     stale: bool = False
+    is_final: bool = False
+    packages: Packages | None = None
+    write: Callable[[str], None] | None = None
     _frozen: Sequence[FrozenValue] | None = field(default=None, alias="_frozen", repr=False)
     _lock: threading.RLock = field(factory=threading.RLock, alias="_lock", repr=False)
     _memory: Memory | None = field(default=None, alias="_memory", repr=False)
@@ -162,6 +174,35 @@ class Engine:
         self.events.count("rebind")
         self.events.send("rebind", phase="bind", message="bound to the model's present weights")
 
+    def swap(self, functions: Mapping[int, PieceFunction]) -> bool:
+        """Put others in the place of pieces, given by the id of the callable; says whether that was done.
+
+        Whole new bound plans are made beside the old ones and put in at once: a call that runs goes on in
+        the old ones.
+        """
+        with self._lock:
+            if self.is_final:
+                return False
+            boxes = tuple(self._swapped(box, functions) for box in self.dispatcher.boxes)
+            self.dispatcher.boxes = self.uncovered.boxes = boxes
+            self.dispatcher.forget()
+        self.events.count("swap")
+        return True
+
+    def _swapped(self, box: BoundBox, functions: Mapping[int, PieceFunction]) -> BoundBox:
+        mine = {i: functions.get(id(f.callable), f) for i, f in box.functions.items()}
+        made = BoundBox(box.planned, box.plan, mine, box.check, box.name,
+                        on_checked=self.dispatcher.forget, on_converted=self._converted)  # fmt: skip
+        made.bind(box.weights)
+        return made
+
+    def end(self) -> None:
+        """Stop what is on its way, and keep the plans as they are from now on."""
+        with self._lock:
+            self.is_final = True
+        if self.packages is not None:
+            self.packages.cancel()
+
     def _rebind_boxes(self, boxes: Sequence[BoundBox]) -> None:
         read: dict[int, list[Any]] = {}
         for box in boxes:  # everything is read and checked before anything changes
@@ -189,7 +230,7 @@ class Compiled(torch.nn.Module):
         fields["_engine"] = engine
         fields["_call"] = engine.call()
         stop = watch(owners(engine.inputs(), engine.model), _forwarder(engine))
-        fields["_finalizer"] = weakref.finalize(self, stop)
+        fields["_finalizer"] = weakref.finalize(self, _ended, stop, engine)
 
     # nn.Module.__call__ costs 8 us of hook look-ups; the model's own hooks were traced into the graph.
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -247,9 +288,47 @@ class Compiled(torch.nn.Module):
         """Refuse, as `__deepcopy__` does."""
         return self.__deepcopy__({})
 
+    def wait_packages(self, timeout: float | None = None) -> bool:
+        """Wait until the packages that are made in the background are in use, or will not be.
+
+        Args:
+            timeout: seconds; None waits for as long as it takes.
+
+        Returns:
+            Whether nothing is on its way any more. True at once where no packages are made.
+        """
+        packages = self._engine.packages
+        return True if packages is None else packages.wait(timeout)
+
+    def freeze(self, *, packages: bool = False) -> None:
+        """Keep everything as it is from now on: nothing compiles, and no piece is replaced by another.
+
+        Args:
+            packages: let those that are on their way be finished and put in.
+        """
+        if not packages:
+            self._engine.end()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan and the artifacts of its pieces to one file, which `intarsia.load` reads.
+
+        Weights are not in it. The file is written whole or not at all.
+
+        Raises:
+            CacheError: a piece has no artifact, or tracing read something that another process cannot
+                compare; the message says which.
+            OSError: the file cannot be written.
+        """
+        write = self._engine.write
+        if write is None:
+            raise CacheError(f"{self._engine.name} was closed", subject=self._engine.name)
+        write(os.fspath(path))
+
     def close(self) -> None:
         """Let go of what the model holds beside its weights; a later call raises."""
         self._finalizer()
+        self._engine.end()
+        self._engine.write = None
         name = self._engine.name
         boxes = self._engine.dispatcher.boxes
         for box in boxes:
@@ -323,6 +402,12 @@ def _forwarder(engine: Engine) -> Callable[[Announced], None]:
             live.weight_changed(announced)
 
     return changed
+
+
+def _ended(stop: Callable[[], None], engine: Engine) -> None:
+    """Stop watching weights, and what is made in the background for a model that is gone."""
+    stop()
+    engine.end()
 
 
 def _closed(name: str) -> Callable[..., Any]:

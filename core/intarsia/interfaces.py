@@ -246,12 +246,14 @@ class CompileResult:
         artifact: bytes from which `Compiler.load` restores the callable, or None where there is none.
         needs: modules and ops that a load requires ("module:acme_kernels", "op:acme::attention").
         note: one line for `explain()`, for example which call path was taken.
+        tier: which artifact it is.
     """
 
     callable: Callable[..., Sequence[Any]]
     artifact: bytes | None = None
     needs: tuple[str, ...] = ()
     note: str = ""
+    tier: Tier = "quick"
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """Call the piece on its inputs, whichever way the callable takes them."""

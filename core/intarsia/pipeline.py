@@ -301,7 +301,7 @@ def piece_function(outcome: Outcome) -> PieceFunction:
     made = outcome.result
     bind = getattr(outcome.instance.compiler, "bind", None)
     return PieceFunction(made.callable, outcome.compiler, bind, outcome.baked or {}, made.artifact,
-                         tuple(made.needs), made.note)  # fmt: skip
+                         tuple(made.needs), made.note, made.tier)  # fmt: skip
 
 
 def plan_inputs(graph: Graph) -> tuple[PlanInput, ...]:

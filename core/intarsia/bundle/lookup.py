@@ -74,7 +74,7 @@ def lookup_factors(asked: Asked) -> dict[str, str]:
         **_rules(asked),
         **_compilers(asked),
         **_plugins(asked.host),
-        **_model(asked.model),
+        **model_factors(asked.model),
         **_arguments(asked),
     }
 
@@ -159,7 +159,8 @@ def _plugins(host: Host) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------- model
 
 
-def _model(model: Any) -> dict[str, str]:
+def model_factors(model: Any) -> dict[str, str]:
+    """Return what is known of a model without tracing it: classes, sources, structure, weights."""
     found = {f"source of {name}": text for name, text in class_sources(model).items()}
     owner = getattr(model, "__self__", model)
     if not isinstance(owner, torch.nn.Module):

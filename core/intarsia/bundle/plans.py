@@ -9,6 +9,7 @@ from attrs import define, evolve, field
 
 from intarsia.bundle.codec import (
     Known,
+    NotHere,
     decode,
     recorded_from_data,
     recorded_to_data,
@@ -17,7 +18,7 @@ from intarsia.bundle.codec import (
 from intarsia.compiling.boxes import PlannedBox
 from intarsia.compiling.instances import built_for
 from intarsia.compiling.plain import signature_from_dict, signature_to_dict
-from intarsia.errors import IntarsiaError
+from intarsia.errors import CompileRejected, IntarsiaError
 from intarsia.host import Host
 from intarsia.interfaces import Box, PieceSignature
 from intarsia.runtime.bound import BoundBox, PieceFunction, Plan, PlannedPiece
@@ -65,6 +66,15 @@ class PlanWriter:
             "boxes": written, "plans": [self._plan(plan) for plan in self._plans],
             "functions": self._function_data, "signatures": self._signature_data,
         }  # fmt: skip
+
+    def number(self, function: Any) -> int | None:
+        """Return the number of a piece's callable, or None for one that is not in the data."""
+        return self._functions.get(id(function))
+
+    def numbered(self, boxes: Sequence[BoundBox]) -> list[tuple[Any, int]]:
+        """Return the callables of boxes that were written, each with its number."""
+        found = {id(f.callable): f.callable for box in boxes for f in box.functions.values()}
+        return [(function, self._functions[key]) for key, function in found.items()]
 
     def _box(self, box: BoundBox) -> Encoded:
         plan = next((i for i, p in enumerate(self._plans) if p is box.plan), len(self._plans))
@@ -250,12 +260,16 @@ def load_function(
     """Return a compiled piece from its artifact.
 
     Raises:
-        Whatever the compiler's `load` raises; ConfigError and PluginError where there is no such compiler.
+        NotHere: the compiler says that the artifact is fine and cannot be used here.
+        Whatever else its `load` raises; ConfigError and PluginError where there is no such compiler.
     """
     spec = host.compiler(compiler)
     made = built_for(host, spec, device)
     own = evolve(signature, options=host.options(spec))
-    function = made.compiler.load(artifact, own, device)
+    try:
+        function = made.compiler.load(artifact, own, device)
+    except CompileRejected as error:
+        raise NotHere(str(error)) from error
     return PieceFunction(
         function,
         compiler,

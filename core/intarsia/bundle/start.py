@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import sys
-import time
-from typing import TYPE_CHECKING
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from intarsia.bundle.keeping import PlanCache
+from intarsia.bundle.bundle import Bundle
+from intarsia.bundle.file import write_file
+from intarsia.bundle.keeping import PlanCache, tiers_of
+from intarsia.bundle.loading import Loaded
 from intarsia.cache.opening import open_cache
-from intarsia.compiled import Compiled
+from intarsia.compiled import Compiled, Engine
+from intarsia.errors import CacheError, IntarsiaError
 from intarsia.job import Job
+from intarsia.runtime.bound import PieceFunction
 
 if TYPE_CHECKING:
     from intarsia.cache.cache import Cache
     from intarsia.cold import Made
+    from intarsia.compiling.kept import KeptPieces
 
 
 def start(job: Job) -> Compiled:
@@ -25,20 +32,16 @@ def start(job: Job) -> Compiled:
     """
     cache = cache_of(job)
     if cache is None:
-        return _cold(job, None).compiled
+        return _made(job, None, None)
     plans = PlanCache(job, cache)
     found = plans.find()
     if found is not None:
-        return found
+        return _loaded(job, plans, found)
     with plans.claim() as leads:
         found = None if leads else plans.find()  # somebody else may have made it meanwhile
         if found is not None:
-            return found
-        before = set(sys.modules)
-        made = _cold(job, cache)
-        with job.events.phase("keep"):
-            plans.keep(made, sorted(set(sys.modules) - before))
-    return made.compiled
+            return _loaded(job, plans, found)
+        return _made(job, cache, plans)
 
 
 def cache_of(job: Job) -> Cache | None:
@@ -52,19 +55,123 @@ def cache_of(job: Job) -> Cache | None:
     )  # fmt: skip
 
 
-def _cold(job: Job, cache: Cache | None) -> Made:
-    begun = time.monotonic()
-    from intarsia import torch_compat
+# ------------------------------------------------------------------------------------------- loaded
+
+
+def _loaded(job: Job, plans: PlanCache, found: Loaded) -> Compiled:
+    bundle = plans.bundle
+    assert bundle is not None
+    engine: Engine = found.compiled._engine
+    engine.write = lambda path: write_file(path, bundle, plans.factors(plans.tier))
+    job.events.send("done", message=f"loaded with {plans.tier} artifacts")
+    if bundle.plan["packages"] and "package" in plans.tiers:
+        functions = {number: function.callable for number, function in found.functions.items()}
+        _start_packages(job, plans, plans.cache, bundle, engine, functions)
+    return found.compiled
+
+
+# --------------------------------------------------------------------------------------------- made
+
+
+def _made(job: Job, cache: Cache | None, plans: PlanCache | None) -> Compiled:
     from intarsia.cold import ColdCompile  # a warm start must not pay for what it imports
+
+    before = set(sys.modules)
+    pieces = None if cache is None else _pieces(job, cache)
+    journal = None if cache is None else cache.journal()
+    made = ColdCompile(job, pieces, journal).run()
+    imported = sorted(set(sys.modules) - before)
+    engine: Engine = made.compiled._engine
+    engine.write = lambda path: _write(path, job, made, imported, plans)
+    if cache is not None and plans is not None:
+        with job.events.phase("keep"):
+            _keep(job, plans, cache, made, imported, pieces)
+    return made.compiled
+
+
+def _pieces(job: Job, cache: Cache) -> KeptPieces:
     from intarsia.compiling.kept import KeptPieces
 
-    torch_compat.import_tracer()
-    job.events.spent("import", time.monotonic() - begun)
-    pieces = None
-    if cache is not None:
-        place = job.place
-        passes = [job.host.pass_(name) for name in place.platform.passes]
-        pieces = KeptPieces(
-            cache, job.host, place.platform, place.device, job.events, job.config.cache_wait, passes
+    place = job.place
+    passes = [job.host.pass_(name) for name in place.platform.passes]
+    return KeptPieces(cache, job.host, place.platform, place.device, job.events,
+                      job.config.cache_wait, passes, tiers_of(job))  # fmt: skip
+
+
+def _keep(
+    job: Job, plans: PlanCache, cache: Cache, made: Made, imported: Sequence[str],
+    pieces: KeptPieces | None,
+) -> None:  # fmt: skip
+    from intarsia.bundle.writing import bundle_of
+
+    wanted = "package" in tiers_of(job) and job.config.workers != 0
+    try:
+        bundle, functions = bundle_of(job, made, imported, pieces, packages=wanted)
+    except IntarsiaError as error:
+        plans.tell_unkept(str(error))
+        return
+    if plans.why_not:
+        plans.tell_unkept(plans.why_not)
+    waiting = bool(bundle.plan["packages"])
+    plans.keep(bundle, "package" if wanted and not waiting else "quick")
+    if waiting:
+        _start_packages(job, plans, cache, bundle, made.compiled._engine, functions)
+
+
+def _write(
+    path: str, job: Job, made: Made, imported: Sequence[str], plans: PlanCache | None
+) -> None:
+    from intarsia.bundle.keeping import asked_of
+    from intarsia.bundle.lookup import lookup_factors
+    from intarsia.bundle.writing import bundle_of
+
+    try:
+        factors = plans.factors("quick") if plans else lookup_factors(asked_of(job))
+        bundle, _ = bundle_of(job, made, imported, None, packages=False)
+    except IntarsiaError as error:
+        raise CacheError(f"{job.name} cannot be saved", why=str(error), subject=job.name) from error
+    write_file(path, bundle, factors)
+
+
+# ------------------------------------------------------------------------------------------ packages
+
+
+def _start_packages(
+    job: Job, plans: PlanCache, cache: Cache, bundle: Bundle, engine: Engine,
+    functions: Mapping[int, Any],
+) -> None:  # fmt: skip
+    """Have the packages made: in the background, or now where nothing else will do."""
+    from intarsia.compiling.packages import Packages, PackageTask
+    from intarsia.compiling.plain import signature_from_dict
+
+    plan = bundle.plan["plans"]
+    tasks = [
+        PackageTask(
+            entry["function"], entry["name"], entry["compiler"], bundle.requests[entry["request"]],
+            signature_from_dict(plan["signatures"][plan["functions"][entry["function"]]["signature"]]),
+            entry["factors"],
         )
-    return ColdCompile(job, pieces).run()
+        for entry in bundle.plan["packages"]
+    ]  # fmt: skip
+    live = weakref.ref(engine)  # the model may be gone before they are done
+
+    def swap(made: Mapping[int, PieceFunction]) -> bool:
+        target = live()
+        by_id = {id(functions[number]): function for number, function in made.items()}
+        return target is not None and target.swap(by_id)
+
+    def keep(made: Mapping[int, PieceFunction]) -> None:
+        whole = bundle.with_packages(made)
+        plans.keep(whole, "package")
+        target = live()
+        if target is not None:
+            target.write = lambda path: write_file(path, whole, plans.factors("package"))
+
+    packages = Packages(
+        tasks, job.host, job.resolved, job.place.device, cache, job.events, swap, keep
+    )
+    engine.packages = packages
+    now = job.config.artifact == "package"
+    packages.start(background=not now)
+    if now:
+        packages.wait(None)

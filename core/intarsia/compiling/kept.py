@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from intarsia.cache.cache import Cache
 from intarsia.cache.entry import Entry, Unusable
@@ -21,6 +21,7 @@ from intarsia.compiling.identity import (
 )
 from intarsia.compiling.instances import Instance
 from intarsia.digests import plain_digest
+from intarsia.errors import CompileRejected
 from intarsia.host import Host
 from intarsia.interfaces import (
     CompileResult,
@@ -43,6 +44,7 @@ class KeptPieces:
     Attributes:
         wait: how many seconds to wait for another process that compiles the same.
         passes: the passes of the platform and of config, in order.
+        tiers: which artifacts are looked for, the best first.
     """
 
     cache: Cache
@@ -52,8 +54,10 @@ class KeptPieces:
     events: EventStream
     wait: float
     passes: Sequence[PassSpec] = ()
+    tiers: Sequence[Tier] = ("quick",)
     _common: Mapping[str, str] | None = field(default=None, init=False)
     _compilers: dict[str, Mapping[str, str] | None] = field(factory=dict, init=False)
+    _missed: set[str] = field(factory=set, init=False)
 
     def factors(self, task: Any, spec: CompilerSpec, tier: Tier = "quick") -> dict[str, str] | None:
         """Return the factors of a task's key for a compiler; None: it is never kept."""
@@ -64,18 +68,32 @@ class KeptPieces:
 
     def find(
         self, task: Any, spec: CompilerSpec, made: Instance, signature: PieceSignature,
-        tier: Tier = "quick",
+        tier: Tier | None = None,
     ) -> CompileResult | None:  # fmt: skip
-        """Return a piece that was kept, loaded; None where there is none."""
-        factors = self.factors(task, spec, tier)
-        if factors is None:
-            return None
-        found = self.cache.load(
-            KIND, factors, lambda entry: loaded(entry, made, signature, self.device)
-        )
-        if found is None:
-            self.events.miss(KIND, task.name, lambda: self.cache.explain_miss(KIND, factors))
-        return found
+        """Return a piece that was kept, loaded; None where there is none.
+
+        `tier` None: the best of those that this compile looks for.
+        """
+        wanted = [t for t in self.tiers if t in spec.tiers] if tier is None else [tier]
+        for one in wanted:
+            factors = self.factors(task, spec, one)
+            if factors is None:
+                return None
+            found = self.cache.load(
+                KIND, factors, lambda entry: loaded_piece(entry, made, signature, self.device)
+            )
+            if found is not None:
+                return evolve(found, tier=one)
+        if factors is not None and task.name not in self._missed:
+            self._missed.add(task.name)  # it is looked for again once it is claimed
+            self.events.miss(KIND, task.name, lambda: self._why_missed(factors))
+        return None
+
+    def _why_missed(self, factors: Mapping[str, str]) -> str:
+        near = self.cache.nearest(KIND, factors)
+        if near is not None and any(d.name == "piece graph" for d in near.differences):
+            return "no entry of such a piece yet"
+        return self.cache.explain_miss(KIND, factors)
 
     def keep(
         self, task: Any, spec: CompilerSpec, made: Instance, signature: PieceSignature,
@@ -89,14 +107,19 @@ class KeptPieces:
 
     @contextlib.contextmanager
     def claim(
-        self, task: Any, spec: CompilerSpec, made: Instance, signature: PieceSignature
-    ) -> Iterator[bool]:
-        """Lead the compile of a piece among all processes, or wait for the one that does."""
+        self, task: Any, spec: CompilerSpec, made: Instance, signature: PieceSignature,
+        wait: float | None = None,
+    ) -> Iterator[bool]:  # fmt: skip
+        """Lead the compile of a piece among all processes, or wait for the one that does.
+
+        `wait` None: as long as the settings say.
+        """
         factors = self.factors(task, spec)
         if factors is None:
             yield True
             return
-        with self.cache.claim(key_of(KIND, factors), self.wait) as leads:
+        seconds = self.wait if wait is None else wait
+        with self.cache.claim(key_of(KIND, factors), seconds) as leads:
             yield leads
 
     def _shared(self) -> Mapping[str, str]:
@@ -115,13 +138,14 @@ class KeptPieces:
         return self._compilers[spec.name]
 
 
-def loaded(
+def loaded_piece(
     entry: Entry, made: Instance, signature: PieceSignature, device: int | None
 ) -> CompileResult:
     """Return the piece of an entry.
 
     Raises:
-        Unusable: it needs a module or operator that this process does not have.
+        Unusable: it needs a module or operator that this process does not have, or its compiler says that
+            the artifact is fine and cannot be used here.
         Whatever the compiler's `load` raises: the entry is moved aside then.
     """
     from intarsia.bundle.needs import ensure  # cycle: bundles are made of pieces
@@ -131,7 +155,10 @@ def loaded(
     if missing:
         raise Unusable(f"it needs {missing}, which is not to be found in this process")
     artifact = bytes(entry.payload)
-    function = made.compiler.load(artifact, signature, device)
+    try:
+        function = made.compiler.load(artifact, signature, device)
+    except CompileRejected as error:
+        raise Unusable(str(error)) from error
     return CompileResult(function, artifact, needs, str(entry.meta["note"]))
 
 

@@ -47,7 +47,7 @@ def build_report(
         seconds=dict(events.seconds), piece_reports=pieces,
         settings=(*_settings(resolved, platform, changes), *_component_settings(resolved, built)),
         warnings=tuple(warnings),
-        counters=dict(events.counters), reasons=dict(events.reasons),
+        counters=dict(events.counters), reasons=dict(events.reasons), hits=scheduler.hits,
     )  # fmt: skip
 
 

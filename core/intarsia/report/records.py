@@ -95,7 +95,10 @@ class Report:
         traces: frames that Dynamo traced, regions included.
         fallbacks: how many (piece, box) tasks did not get the first compiler of their route.
         seconds: phase -> seconds.
-        counters: what happened on calls: "uncovered", "relayout", "rebind"...
+        counters: what happened on calls: "uncovered", "relayout", "rebind"...; and "miss"es of the cache.
+        bundle_reads: how many bundles were read: 1 where the whole plan was loaded.
+        misses: how often the cache did not have what was looked for.
+        hits: how many compiled pieces the cache had.
         reasons: counters with their reason.
     """
 
@@ -120,6 +123,7 @@ class Report:
     bundle_reads: int = 0
     recordings: int = 0
     misses: int = 0
+    hits: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-able data."""
@@ -137,7 +141,7 @@ def _plain(_instance: Any, _attribute: Any, value: Any) -> Any:
 def with_counters(report: Report, events: EventStream) -> Report:
     """Return a report with the counters and times as they are now."""
     return evolve(report, seconds=dict(events.seconds), counters=dict(events.counters),
-                  reasons=dict(events.reasons))  # fmt: skip
+                  reasons=dict(events.reasons), misses=events.counters.get("miss", 0))  # fmt: skip
 
 
 def report_from_dict(data: Mapping[str, Any]) -> Report:

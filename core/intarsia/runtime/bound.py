@@ -245,6 +245,7 @@ class Dispatcher:
     def miss(self, key: Any) -> Forward:
         """Find the forward for sizes that the table does not have yet."""
         values = self._values(key)
+        boxes = self.boxes
         box = self.box_for(values)
         if box is None:
             return self.uncovered(values)  # counted and decided anew on each call
@@ -253,7 +254,7 @@ class Dispatcher:
             if len(self.table) >= _TABLE_LIMIT:
                 self.table.clear()
             self.table[key] = forward
-        if box.forward is not forward:
+        if box.forward is not forward or self.boxes is not boxes:
             self.table.pop(key, None)  # it was swapped meanwhile
         return forward
 

@@ -1,0 +1,102 @@
+"""A bundle as a file of its own: `compiled.save(path)` and `intarsia.load(path, model)`."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from intarsia.bundle.bundle import Bundle
+from intarsia.bundle.codec import NotHere
+from intarsia.bundle.loading import Changed, Target, load_bundle
+from intarsia.bundle.lookup import model_factors
+from intarsia.cache.entry import Entry, decode_entry, encode_entry, read_header
+from intarsia.cache.key import differences, key_of
+from intarsia.capture.call import describe
+from intarsia.compiled import Compiled
+from intarsia.compiling.identity import platform_factors, torch_factors, traits_of
+from intarsia.config import ResolvedConfig
+from intarsia.errors import CacheError
+from intarsia.host import Host
+from intarsia.place import effective_settings
+from intarsia.report.events import EventStream
+
+KIND = "bundle"
+
+
+def write_file(path: str, bundle: Bundle, factors: Mapping[str, str]) -> None:
+    """Write a bundle to a file, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    payload, meta = bundle.payload()
+    data = encode_entry(Entry(KIND, key_of(KIND, factors), dict(factors), meta, payload))
+    target = Path(path)
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def load_file(
+    path: str | os.PathLike[str], model: Any, resolved: ResolvedConfig, host: Host | None = None
+) -> Compiled:
+    """Return the compiled model of a file that `Compiled.save` wrote.
+
+    Raises:
+        CacheError: the file is damaged, was written for another model, device or version, or needs
+            something that is not to be found; the message names the factor that differs.
+        OSError: it cannot be read.
+    """
+    data = Path(path).read_bytes()
+    header = read_header(data)
+    if header is None:
+        raise CacheError(f"{os.fspath(path)} is no bundle", subject=os.fspath(path))
+    entry = decode_entry(data, key=header.key)
+    plugins = Host(resolved) if host is None else host
+    tensors = [*model.parameters(), *model.buffers()] if hasattr(model, "parameters") else []
+    place = effective_settings(resolved, plugins, tensors)
+    name = resolved.config.name or describe(model)
+    here = {
+        **torch_factors(), **platform_factors(place.platform, traits_of(place.platform, place.device)),
+        **model_factors(model),
+    }  # fmt: skip
+    differs = differences(here, {k: v for k, v in entry.factors.items() if k in here})
+    if differs:
+        raise _unfit(path, name, str(differs[0]))
+    bundle = Bundle.of(entry)
+    target = Target(
+        model, name, plugins, place.device, EventStream(name, (plugins.emit,)),
+        str(bundle.plan["check"]), _defaults(model),
+    )  # fmt: skip
+    try:
+        found = load_bundle(bundle, target)
+    except (Changed, NotHere) as error:
+        raise _unfit(path, name, str(error)) from error
+    found.compiled._engine.write = lambda to: write_file(to, bundle, entry.factors)
+    return found.compiled
+
+
+def _unfit(path: Any, name: str, why: str) -> CacheError:
+    return CacheError(
+        f"{os.fspath(path)} does not fit {name}", why=why,
+        next_step="Compile the model again and save it.", subject=os.fspath(path),
+    )  # fmt: skip
+
+
+def _defaults(model: Any) -> dict[str, Any]:
+    function = model.forward if hasattr(model, "forward") else model
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}

@@ -1,0 +1,88 @@
+"""From a cold compile to a bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from intarsia.bundle.bundle import Bundle
+from intarsia.bundle.codec import Known
+from intarsia.bundle.front import front_to_data
+from intarsia.bundle.plans import PlanWriter
+from intarsia.bundle.reading import reading_of
+from intarsia.cold import Made
+from intarsia.compiling.kept import KeptPieces
+from intarsia.compiling.transport import needs_of, request_to_bytes
+from intarsia.errors import CompileFailed
+from intarsia.interfaces import CompileRequest
+from intarsia.job import Job
+
+_NOT_THEIRS = ("torch", "intarsia", "sympy", "mpmath", "numpy", "triton")
+
+
+def bundle_of(
+    job: Job, made: Made, imported: Sequence[str], pieces: KeptPieces | None, *, packages: bool
+) -> tuple[Bundle, dict[int, Any]]:
+    """Return the bundle of a cold compile, and the callables of its pieces by number.
+
+    Args:
+        job: what was asked for.
+        made: what came of it.
+        imported: the modules that were imported while it was made.
+        pieces: tells the keys of packages; None: none are made.
+        packages: whether packages are wanted.
+
+    Raises:
+        NoArtifact: a piece leaves no artifact.
+        CannotRead: tracing read something that another process cannot compare.
+        CannotEncode: generated code uses a value without a plain form.
+    """
+    known = Known({p.name: p.default for p in job.call.parameters if p.has_default})
+    writer = PlanWriter(known)
+    plans = writer.data(made.boxes)
+    needs = dict.fromkeys(n for b in made.boxes for f in b.functions.values() for n in f.needs)
+    needs.update(dict.fromkeys(n for graph in made.graphs for n in needs_of(graph.module)))
+    own = [name for name in imported if name.split(".")[0] not in _NOT_THEIRS]
+    reading = reading_of(made.graphs, job.model, needs, own)
+    requests: list[bytes] = []
+    wanted = _packages(job, made, writer, requests, pieces) if packages and pieces else []
+    plan = {
+        "plans": plans, "front": front_to_data(made.front, known), "reading": reading.to_data(),
+        "packages": wanted, "check": job.config.check,
+    }  # fmt: skip
+    report = json.dumps(made.report.to_dict(), default=str).encode()
+    meta = {"name": job.name, "symbols": list(made.symbols)}
+    bundle = Bundle(plan, report, writer.blobs, requests, meta)
+    return bundle, {number: function for function, number in writer.numbered(made.boxes)}
+
+
+def _packages(
+    job: Job, made: Made, writer: PlanWriter, requests: list[bytes], pieces: KeptPieces
+) -> list[Mapping[str, Any]]:
+    """Return the packages that are to be made, as plain data; their requests are added to a list."""
+    found: list[Mapping[str, Any]] = []
+    for function, task, compiler in made.packages:
+        spec = job.host.compiler(compiler)
+        factors = pieces.factors(task, spec, "package")
+        number = writer.number(function)
+        if factors is None or number is None or not spec.capabilities.workers:
+            continue
+        try:
+            data = request_to_bytes(_request(job, task, spec))
+        except CompileFailed:
+            continue  # it has no form that travels, so it stays quick
+        found.append({"function": number, "name": task.name, "compiler": compiler,
+                      "request": len(requests), "factors": factors})  # fmt: skip
+        requests.append(data)
+    return found
+
+
+def _request(job: Job, task: Any, spec: Any) -> CompileRequest:
+    # Without fake inputs: they do not travel, the worker makes its own.
+    return CompileRequest(
+        graph=task.piece.module, fake_inputs=(),
+        signature=task.canonical.signature(task.box, job.host.options(spec)),
+        device_type=job.place.device_type, device=job.place.device, name=task.name,
+        kind=task.piece.kind, key=task.canonical.digest, hints=dict(task.hints), tier="package",
+    )  # fmt: skip
