@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -142,6 +143,11 @@ def _inputs(signature: PieceSignature) -> list[Any]:
     return made
 
 
+def _ours() -> dict[str, str]:
+    """Let a child import what this process imported."""
+    return {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+
+
 def main() -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -159,9 +165,9 @@ def main() -> None:
         return
     here, folder = Path(__file__).resolve(), Path(tempfile.mkdtemp(prefix="intarsia-packages-"))
     counts = ["--layers", str(options.layers), "--rounds", str(options.rounds)]
-    found = run_child(here, ["--make", str(folder), *counts], fresh_caches(None))
+    found = run_child(here, ["--make", str(folder), *counts], fresh_caches(None), _ours())
     found["loads"] = {
-        tier: run_child(here, ["--load", str(folder), tier], fresh_caches(None))
+        tier: run_child(here, ["--load", str(folder), tier], fresh_caches(None), _ours())
         for tier in ("package", "quick")
     }
     rows = [[t, c["pieces"], c["bytes"], c["cpu"], c["compiler"]] for t, c in found["costs"].items()]
