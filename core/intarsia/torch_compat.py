@@ -705,6 +705,21 @@ def is_random(node: torch.fx.Node) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def empty_memory_filled(value: int) -> Iterator[None]:
+    """Let this thread's new tensors of undefined values hold a number."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Filled(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            name = func._schema.name.rpartition("::")[2]
+            return made.fill_(value) if name.startswith(("empty", "new_empty")) else made
+
+    with Filled():
+        yield
+
+
 def is_higher_order(target: Any) -> bool:
     """Say whether a target is a higher-order operator, which takes graphs as arguments."""
     return isinstance(target, torch._ops.HigherOrderOperator)
@@ -1128,6 +1143,7 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch._inductor.config:_config",
         "torch._inductor.config:aot_inductor.enable_line_tables",
         "torch.utils._config_module:_UNSET_SENTINEL",
+        "torch.utils._python_dispatch:TorchDispatchMode",
         "torch._inductor.config:aot_inductor.output_path",
         "torch._inductor.cpp_builder:get_cpp_compiler",
         "torch._inductor.compile_fx:compile_fx_aot",

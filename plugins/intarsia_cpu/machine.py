@@ -13,7 +13,7 @@ import torch
 _SETS = re.compile(
     r"(avx|amx|sse|ssse3|pni$|fma|f16c|bmi|popcnt|abm$|lzcnt|movbe|aes$|vaes|pclmul|vpclmul|sha|gfni|adx"
     r"|xop$|tbm$|apx|rdpid|clwb|movdir"  # x86
-    r"|asimd|sve|sme|fp|bf16|i8mm|atomics|crc32|pmull|dcp|lrcpc|jscvt|fcma|flagm|rng$|bti$|paca"  # ARM
+    r"|asimd|sve|sme(\d|_|$)|fp$|fphp$|bf16|i8mm|atomics|crc32|pmull|dcp|lrcpc|jscvt|fcma|flagm|rng$|bti$|paca"  # ARM
     r"|vsx|altivec|isa$)"
 )
 """How the instruction sets are named among the processor's flags; other flags follow the kernel's version."""

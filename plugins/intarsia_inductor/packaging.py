@@ -18,7 +18,8 @@ from intarsia.interfaces import CompileRequest
 from intarsia_inductor.calls import refuse
 from intarsia_inductor.package_file import LIBRARY, Package, load_package, made_with, private_folder
 from intarsia_inductor.packaged_graph import packaged_graph
-from intarsia_inductor.proof import prove
+from intarsia_inductor.probe import in_child
+from intarsia_inductor.proof import here, prove
 
 OWN = ("aten", "prims", "higher_order", "inductor")
 """The namespaces whose operators have no effect but on their arguments."""
@@ -66,8 +67,13 @@ def make_package(
         shutil.rmtree(folder, ignore_errors=True)
     call = evolve(graph.call, serial=bool(foreign))
     data = Package(call, made_with(), files).to_bytes()
-    function = load_package(data, _device(request))
-    return data, function, prove(function, original, request, bool(foreign))
+    if request.device_type == "cpu":
+        function = load_package(data, _device(request))
+        return data, function, prove(here(function), original, request, bool(foreign))
+    note = prove(in_child(data, _device(request)), original, request, bool(foreign))
+    if not note.endswith("eager"):
+        raise refuse(f"{note}, and on {request.device_type} a load that was not tried may crash")
+    return data, load_package(data, _device(request)), note
 
 
 def _copy(module: fx.GraphModule) -> fx.Graph:

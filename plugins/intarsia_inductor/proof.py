@@ -10,10 +10,11 @@ import torch
 from torch import fx
 
 from intarsia import torch_compat
+from intarsia.errors import CompileRejected
 from intarsia.interfaces import CompileRequest, IntInfo, PieceSignature, TensorInfo
 from intarsia_inductor.calls import refuse
 
-LARGEST = 1 << 29
+LARGEST = 1 << 28
 """Bytes of inputs above which a piece is not run to prove its package."""
 
 ALIKE: Mapping[torch.dtype, float] = {
@@ -22,11 +23,23 @@ ALIKE: Mapping[torch.dtype, float] = {
 }  # fmt: skip
 """How far a value may be off, in parts of the largest value of its tensor; others must be equal."""
 
-Piece = Callable[..., Sequence[Any]]
+Trial = Callable[[list[Any]], tuple[list[Any], list[Any]]]
+"""Runs a package once: takes inputs; returns them as they are afterwards, and the outputs."""
 Sizes = Mapping[str, int]
 
 
-def prove(function: Piece, module: fx.GraphModule, request: CompileRequest, foreign: bool) -> str:
+def here(function: Callable[..., Sequence[Any]]) -> Trial:
+    """Return the trial that runs a package in this process."""
+
+    def run(inputs: list[Any]) -> tuple[list[Any], list[Any]]:
+        with torch.no_grad():
+            boxed = getattr(function, "boxed_call", False)
+            return inputs, list(function(list(inputs)) if boxed else function(*inputs))
+
+    return run
+
+
+def prove(trial: Trial, module: fx.GraphModule, request: CompileRequest, foreign: bool) -> str:
     """Run both at a small and a larger size of the box; returns a note on what was compared.
 
     A piece that calls operators outside torch is not run: they may wait for other processes, or count
@@ -41,7 +54,7 @@ def prove(function: Piece, module: fx.GraphModule, request: CompileRequest, fore
             raise refuse("its outputs may share memory, and operators outside torch are not tried out")
         return "package, not compared: it calls operators outside torch"
     trials = _trials(signature, request.hints)
-    compared = [_compare(function, module, request, sizes) for sizes in trials]
+    compared = [_compare(trial, module, request, sizes) for sizes in trials]
     if not any(compared):
         return f"package, not compared: {'eager raises on random inputs' if trials else 'too large'}"
     return "package, compared with eager"
@@ -60,48 +73,63 @@ def _trials(signature: PieceSignature, hints: Sizes) -> list[dict[str, int]]:
     return [sizes for sizes in wanted if _bytes(signature, sizes) <= LARGEST]
 
 
-def _compare(function: Piece, module: fx.GraphModule, request: CompileRequest, sizes: Sizes) -> bool:
+def _compare(trial: Trial, module: fx.GraphModule, request: CompileRequest, sizes: Sizes) -> bool:
     """Compare at some sizes; returns whether eager took one of the inputs.
 
     Raises:
         CompileRejected: the package differs.
     """
+    signature, kind, index = request.signature, request.device_type, request.device
+    shown = ", ".join(f"{name} = {size}" for name, size in sizes.items()) or "its one size"
     for largest in (2, 1):  # random indices may be too large for what they index; then they are 0
-        theirs = random_inputs(request, sizes, largest)
-        ours = random_inputs(request, sizes, largest)
+
+        def inputs(largest: int = largest) -> list[Any]:
+            return random_inputs(signature, kind, index, sizes, largest)
+
         try:
-            with torch.no_grad():
-                expected = list(fx.Interpreter(module).run(*theirs))
+            theirs, expected = _eager(module, inputs(), 0)
+            again, filled = _eager(module, inputs(), 1)
         except Exception:
             continue
-        with torch.no_grad():
-            boxed = getattr(function, "boxed_call", False)
-            actual = list(function(list(ours)) if boxed else function(*ours))
-        reason = _difference(actual, expected, ours, theirs)
+        try:
+            ours, actual = trial(inputs())
+        except CompileRejected:
+            raise
+        except Exception as error:
+            raise refuse(f"at {shown} its package fails: {error}") from error
+        reason = _difference(actual, expected, ours, theirs, filled, again)
         if reason:
-            shown = ", ".join(f"{name} = {size}" for name, size in sizes.items()) or "its one size"
             raise refuse(f"at {shown} {reason}")
         return True
     return False
 
 
+def _eager(module: fx.GraphModule, inputs: list[Any], fill: int) -> tuple[list[Any], list[Any]]:
+    """Run a piece eagerly with memory that nobody wrote holding a number; returns inputs and outputs."""
+    with torch.no_grad(), torch_compat.empty_memory_filled(fill):
+        return inputs, list(fx.Interpreter(module).run(*inputs))
+
+
 def _difference(
-    actual: Sequence[Any], expected: Sequence[Any], ours: Sequence[Any], theirs: Sequence[Any]
-) -> str:
+    actual: Sequence[Any], expected: Sequence[Any], ours: Sequence[Any], theirs: Sequence[Any],
+    filled: Sequence[Any], again: Sequence[Any],
+) -> str:  # fmt: skip
+    """Say how results and written inputs differ from eager's, where both of eager's runs agree."""
     if len(actual) != len(expected):
         return f"its package returns {len(actual)} values instead of {len(expected)}"
     for index, (value, wanted) in enumerate(zip(actual, expected, strict=True)):
-        reason = _unlike(value, wanted) or _shares_otherwise(value, wanted, ours, theirs)
+        reason = _unlike(value, wanted, filled[index])
+        reason = reason or _shares_otherwise(value, wanted, ours, theirs)
         if reason:
             return f"output {index} of its package {reason}"
     for index, (value, wanted) in enumerate(zip(ours, theirs, strict=True)):
-        reason = _unlike(value, wanted)
+        reason = _unlike(value, wanted, again[index])
         if reason:
             return f"its package leaves input {index} that {reason}"
     return ""
 
 
-def _unlike(ours: Any, theirs: Any) -> str:
+def _unlike(ours: Any, theirs: Any, again: Any) -> str:
     if not isinstance(theirs, torch.Tensor):
         return "" if int(ours) == int(theirs) else f"is {ours} instead of {theirs}"
     if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
@@ -110,7 +138,10 @@ def _unlike(ours: Any, theirs: Any) -> str:
         return ""
     if _strides(ours) != _strides(theirs):
         return f"has the strides {ours.stride()} instead of {theirs.stride()}"
-    return _far(ours, theirs)
+    if theirs.is_floating_point() and theirs.dtype.itemsize == 1:  # 8-bit floats do not compare
+        ours, theirs, again = ours.half(), theirs.half(), again.half()
+    defined = (theirs == again) | ((theirs != theirs) & (again != again))
+    return _far(ours[defined], theirs[defined])
 
 
 def _strides(value: torch.Tensor) -> list[int]:
@@ -150,14 +181,15 @@ def _memory(tensor: torch.Tensor) -> int:
 # ---------------------------------------------------------------------------------- random inputs
 
 
-def random_inputs(request: CompileRequest, sizes: Sizes, largest: int = 2) -> list[Any]:
+def random_inputs(
+    signature: PieceSignature, device_type: str, index: int | None, sizes: Sizes, largest: int = 2
+) -> list[Any]:
     """Return inputs of a piece's layouts and shared memory; the same on every call.
 
     Integers are below `largest`, since they are often indices.
     """
-    signature = request.signature
     generator = torch.Generator().manual_seed(0)
-    device = request.device_type if request.device is None else f"{request.device_type}:{request.device}"
+    device = torch.device(device_type) if index is None else torch.device(device_type, index)
     extents: dict[Any, int] = {}
     for index, info in enumerate(signature.inputs):
         if isinstance(info, TensorInfo):
