@@ -239,8 +239,9 @@ class Cache:
         self, place: Guarded, key: str, kind: str, data: bytes | None, problem: Exception
     ) -> None:
         """Move a bad entry aside and say so once; strict raises."""
-        self._spurned.add(f"{place.name} {key}")
-        became = place.put_aside(key, data, problem)
+        gone, became = place.put_aside(key, data, problem)
+        if not gone:
+            self._spurned.add(f"{place.name} {key}")
         self._tally.add("quarantined")
         what = f"cache entry {key[:12]} ({kind}) in {place.name} cannot be used"
         why = str(problem) if isinstance(problem, BadEntry) else describe(problem)
