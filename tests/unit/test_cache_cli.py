@@ -158,9 +158,7 @@ def test_gc_refuses_limits_that_it_does_not_understand(told: Any, arguments: lis
     assert told("gc", *arguments)[0] == 2
 
 
-def test_pack_here_and_unpack_at_another_path_home_and_user(
-    told: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pack_here_and_unpack_at_another_path(told: Any, root: Path, tmp_path: Path) -> None:
     file = tmp_path / "plan.pack"
     code, out, _ = told("pack", PLAN[:8], str(file))
     assert (code, out) == (0, f"packed 2 entries into {file}\n")
