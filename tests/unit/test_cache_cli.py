@@ -13,13 +13,13 @@ import pytest
 
 from intarsia.cache import key_of
 from intarsia.cli import main
-from tests.stores import FACTORS, KEY, entry_file, opened, ran
+from tests.stores import FACTORS, KEY, PAYLOAD, entry_file, opened, ran
 
 PLAN = key_of("plan", {"model": "m"})
 OTHER = key_of("piece", {**FACTORS, "torch": "2.12"})
 FILL = """
 import sys
-from tests.stores import FACTORS, KEY, opened
+from tests.stores import FACTORS, KEY, PAYLOAD, entry_file, opened, ran
 one = opened(sys.argv[1])
 one.save()
 one.save({**FACTORS, "torch": "2.12"})
@@ -166,9 +166,32 @@ def test_pack_here_and_unpack_at_another_path(told: Any, root: Path, tmp_path: P
     code, out, _ = told("unpack", str(file), "--set", f"cache={there}")
     assert (code, out) == (0, "stored 2 entries; 0 were there already\n")
     assert opened(there).load() is not None
-    assert json.loads(told("unpack", str(file), "--set", f"cache={there}", "--json")[1])[
-        "present"
-    ] == [PLAN, KEY]
+    again = told("unpack", str(file), "--set", f"cache={there}", "--json")[1]
+    assert json.loads(again)["present"] == [PLAN, KEY]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+def test_unpack_as_another_user_with_another_home(told: Any, tmp_path: Path) -> None:
+    told("pack", PLAN, str(tmp_path / "plan.pack"))
+    for folder in (tmp_path, *list(tmp_path.parents)[:-2]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, 12345, 12345)
+    code = (
+        "import os, sys, intarsia.cache.pack, intarsia.cli.cache, intarsia.cli.logs, platformdirs\n"
+        "from intarsia.cli import main\n"
+        "from tests.stores import opened\n"
+        "os.setgid(12345); os.setuid(12345); os.chdir('/')\n"
+        "assert main(['cache', 'unpack', sys.argv[1]]) == 0\n"
+        "one = opened(True)\n"
+        "print(one.cache.root, len(one.load()), one.warnings)\n"
+    )
+    out = ran(code, tmp_path / "plan.pack", env={"HOME": str(home)})
+    assert out.splitlines() == [
+        "stored 2 entries; 0 were there already",
+        f"{home}/.cache/intarsia {len(PAYLOAD)} []",
+    ]
 
 
 def test_unpack_that_could_not_store_fails(told: Any, root: Path, tmp_path: Path) -> None:
