@@ -51,9 +51,7 @@ def recorded(
     """Return the requests for the compiled pieces of a model, in order."""
     recorder = Recorder()
     everything = Capabilities(dynamic_shapes=True, mutation=True, custom_ops=True)
-    spec = CompilerSpec(
-        "keeps", "1", lambda options, device: recorder, capabilities=everything
-    )
+    spec = CompilerSpec("keeps", "1", lambda options, device: recorder, capabilities=everything)
     plugin = SimpleNamespace(
         __name__="keeps", intarsia_api_version=(1, 0), intarsia_compilers=lambda: [spec]
     )

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, TypeVar
 
 from attrs import frozen
@@ -38,6 +39,18 @@ class Near:
     differences: tuple[Difference, ...]
 
 
+class _Tally:
+    """Counters that threads share."""
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(_COUNTERS, 0)
+        self._lock = threading.Lock()
+
+    def add(self, name: str) -> None:
+        with self._lock:
+            self.counts[name] += 1
+
+
 class Cache:
     """Loads and saves entries in one or more stores, in order.
 
@@ -67,14 +80,14 @@ class Cache:
             note: takes one line about an entry that is fine and cannot be used here.
         """
         self.places = tuple(places)
-        self.counters = dict.fromkeys(_COUNTERS, 0)
+        self._tally = _Tally()
+        self.counters = self._tally.counts
         self.secret = secret
         self._strict = strict
         self._warn = warn
         self._note = note
-        self._lock = threading.Lock()
         self._spurned: set[str] = set()
-        self._flight = Flight(self.root, lambda: self._count("waits"))
+        self._flight = Flight(self.root, partial(self._tally.add, "waits"))
 
     @property
     def root(self) -> str | None:
@@ -116,9 +129,9 @@ class Cache:
                 data, value = found
                 self._fill(self.places[:number], key, data)
                 place.mark_used(key)
-                self._count("hits")
+                self._tally.add("hits")
                 return value
-        self._count("misses")
+        self._tally.add("misses")
         return None
 
     def save(
@@ -153,11 +166,11 @@ class Cache:
         """
         answers = self._fill(self.places, key, data)
         if True in answers:
-            self._count("saves")
+            self._tally.add("saves")
             return True
         if False in answers:
             return False
-        self._count("skipped_saves")
+        self._tally.add("skipped_saves")
         return None
 
     def nearest(
@@ -226,9 +239,10 @@ class Cache:
         self, place: Guarded, key: str, kind: str, data: bytes | None, problem: Exception
     ) -> None:
         """Move a bad entry aside and say so once; strict raises."""
-        self._spurned.add(f"{place.name} {key}")
-        became = place.put_aside(key, data, problem)
-        self._count("quarantined")
+        gone, became = place.put_aside(key, data, problem)
+        if not gone:
+            self._spurned.add(f"{place.name} {key}")
+        self._tally.add("quarantined")
         what = f"cache entry {key[:12]} ({kind}) in {place.name} cannot be used"
         why = str(problem) if isinstance(problem, BadEntry) else describe(problem)
         if self._strict:
@@ -257,10 +271,6 @@ class Cache:
             header = place.header(key)
             if header is not None and header.kind == kind:
                 yield key, header.factors
-
-    def _count(self, name: str) -> None:
-        with self._lock:
-            self.counters[name] += 1
 
 
 def _check_asked_for(entry: Entry, kind: str, factors: Mapping[str, str]) -> None:

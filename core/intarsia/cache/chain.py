@@ -99,17 +99,26 @@ class Guarded:
         local = self.local
         return local is not None and self._asked("read from", lambda: local.is_in_use(key), False)
 
-    def put_aside(self, key: str, data: bytes | None, problem: Exception) -> str:
-        """Take a bad entry out of the way; return what became of it, as the end of a sentence."""
+    def put_aside(self, key: str, data: bytes | None, problem: Exception) -> tuple[bool, str]:
+        """Take a bad entry out of the way.
+
+        Returns whether it is gone, and what became of it as a part of a sentence.
+        """
         local = self.local
         if local is not None:
             moved = self._asked("move aside in", lambda: local.put_aside(key, data), None)
-            return "it was moved aside" if moved else "it stays where it is"
+            if moved is None:
+                return False, "it stays where it is"
+            return True, "it was moved aside" if moved else "another process has replaced it"
         if not isinstance(problem, BadEntry) or isinstance(problem, WrongSecret):
             # It may serve others well: what failed here can be this machine's own fault.
-            return "it stays, since the store is shared"
-        self._asked("remove from", lambda: self.store.delete(key), None)
-        return "it was removed"
+            return False, "it stays, since the store is shared"
+        gone = self._asked("remove from", lambda: self._deleted(key), False)
+        return gone, "it was removed" if gone else "it stays where it is"
+
+    def _deleted(self, key: str) -> bool:
+        self.store.delete(key)
+        return True
 
     def _header(self, key: str) -> Header | None:
         head: Callable[[str, int], bytes | None] | None = getattr(self.store, "head", None)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from attrs import frozen
 
 from intarsia.cache.folder import Folder, UntrustedFolder, make_root
-from intarsia.cache.locks import HAS_LOCKS, try_lock
+from intarsia.cache.locks import HAS_LOCKS, close, try_lock
 
 __all__ = ["LOCKS", "Flight", "remove_stale_locks"]
 
@@ -109,11 +109,11 @@ class Flight:
                 locked, waited = _wait_for(fd, deadline)
                 leads = locked and _is_at(root, key, fd)
             except BaseException:
-                _close(fd)
+                close(fd)
                 raise
             if leads:
                 return _Turn(fd, waited)
-            _close(fd)
+            close(fd)
             # The file is gone: after a wait its leader is done; without one we came just too late.
             if waited:
                 return _Turn(waited=True)
@@ -128,7 +128,7 @@ class Flight:
         except (OSError, UntrustedFolder) as problem:
             log.debug("%s: the lock of %s stays: %s", root, key[:12], problem)
         finally:
-            _close(fd)
+            close(fd)
 
 
 def remove_stale_locks(root: Folder) -> int:
@@ -143,7 +143,7 @@ def remove_stale_locks(root: Folder) -> int:
                 if try_lock(fd) and _same(locks, name, fd):
                     removed += locks.remove(name)
             finally:
-                os.close(fd)
+                close(fd)
     return removed
 
 
@@ -180,10 +180,3 @@ def _same(locks: Folder, name: str, fd: int) -> bool:
         return False
     ours = os.fstat(fd)
     return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
-
-
-def _close(fd: int) -> None:
-    try:
-        os.close(fd)
-    except OSError as problem:
-        log.debug("a lock did not close: %s", problem)

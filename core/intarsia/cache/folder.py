@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import TracebackType
 
 from intarsia.cache.entry import BadEntry
+from intarsia.cache.locks import close
 from intarsia.errors import CacheError
 
 __all__ = ["Folder", "UntrustedFolder", "is_temporary", "make_root"]
@@ -77,7 +78,7 @@ class Folder:
         try:
             _check_folder(self.path, os.fstat(self.fd))
         except BaseException:
-            os.close(self.fd)
+            close(self.fd)
             raise
 
     def __enter__(self) -> Folder:
@@ -89,7 +90,7 @@ class Folder:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        os.close(self.fd)
+        close(self.fd)
 
     def make(self, name: str) -> Folder:
         """Return the open folder of this name, created where it does not exist."""
@@ -118,7 +119,7 @@ class Folder:
         try:
             return _read(fd, limit)
         finally:
-            os.close(fd)
+            close(fd)
 
     def open_file(self, name: str) -> int:
         """Return a descriptor to read a file by; raises as `read` does."""
@@ -131,7 +132,7 @@ class Folder:
         try:
             _check_file(os.fstat(fd))
         except BaseException:
-            os.close(fd)
+            close(fd)
             raise
         return fd
 

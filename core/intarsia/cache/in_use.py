@@ -14,6 +14,7 @@ import struct
 import threading
 
 from intarsia.cache.folder import Folder
+from intarsia.cache.locks import close
 
 try:
     import fcntl
@@ -29,7 +30,7 @@ _LOCK = struct.Struct("hhqqi4x")
 
 
 class InUse:
-    """The entries of one directory that this process uses; the marks end with it."""
+    """The entries of one directory that this process uses; the marks end with this object."""
 
     def __init__(self) -> None:
         self._fd: int | None = None
@@ -58,7 +59,7 @@ class InUse:
 
     def __del__(self) -> None:
         if self._fd is not None:
-            os.close(self._fd)
+            close(self._fd)
 
     def _hold(self, root: Folder) -> None:
         """Keep the directory open; another one, if it was removed and made anew."""
@@ -68,7 +69,7 @@ class InUse:
         before, self._fd = self._fd, os.dup(root.fd)
         self._of = (found.st_dev, found.st_ino)
         if before is not None:
-            os.close(before)
+            close(before)
 
     def _descriptor(self) -> int:
         assert self._fd is not None

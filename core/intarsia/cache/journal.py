@@ -16,7 +16,7 @@ from attrs import frozen
 
 from intarsia.cache.folder import Folder, UntrustedFolder, make_root
 from intarsia.cache.key import check_key
-from intarsia.cache.locks import HAS_LOCKS, try_lock
+from intarsia.cache.locks import HAS_LOCKS, close, try_lock
 
 __all__ = ["RUNNING", "Journal", "remove_old_notes"]
 
@@ -111,11 +111,12 @@ class Journal:
     def _end(self, name: str, fd: int) -> None:
         try:
             with Folder(self._root) as root, Folder(RUNNING, within=root) as running:
-                running.remove(name)
+                if not running.remove(name):
+                    os.write(fd, b"done")  # what stays must not look like a crash
         except (OSError, UntrustedFolder) as problem:
             log.debug("%s: a note stays in the crash journal: %s", self._root, problem)
         finally:
-            os.close(fd)
+            close(fd)
 
 
 def _is_dead(running: Folder, name: str, note: _Note) -> bool:
@@ -131,9 +132,9 @@ def _is_dead(running: Folder, name: str, note: _Note) -> bool:
         return False
     fd = os.open(name, _LOOK, dir_fd=running.fd)
     try:
-        return _lock(fd)
+        return os.fstat(fd).st_size == 0 and _lock(fd)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _lock(fd: int) -> bool:

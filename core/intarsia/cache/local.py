@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from intarsia.cache.entry import BadEntry
 from intarsia.cache.folder import Folder, make_root
 from intarsia.cache.in_use import InUse
 from intarsia.cache.key import check_key, is_key
@@ -93,8 +94,7 @@ class LocalStore:
         """
         try:
             with Folder(self.root) as root, self._shelf(key) as shelf, root.make(BAD) as bad:
-                # Another process may have moved it, and a good one may have taken its place.
-                if data is not None and shelf.read(key) != data:
+                if data is not None and _was_replaced(shelf, key, data):
                     return False
                 aside = f"{key}-{os.urandom(4).hex()}"
                 os.rename(key, aside, src_dir_fd=shelf.fd, dst_dir_fd=bad.fd)
@@ -134,6 +134,14 @@ def _keys(root: Folder, name: str) -> list[str]:
             return [key for key in shelf.names() if is_key(key) and key.startswith(name)]
     except FileNotFoundError:
         return []
+
+
+def _was_replaced(shelf: Folder, key: str, data: bytes) -> bool:
+    """Say whether another process moved the entry aside, and a good one took its place."""
+    try:
+        return shelf.read(key) != data
+    except BadEntry:
+        return False  # what is there now is no better
 
 
 def _keep_few(bad: Folder) -> None:

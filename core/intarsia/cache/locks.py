@@ -5,6 +5,9 @@ They save work, by waiting, and nothing else: no entry is right or whole because
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -12,7 +15,7 @@ except ImportError:  # Windows
 else:
     HAS_LOCKS = True
 
-__all__ = ["HAS_LOCKS", "try_lock"]
+__all__ = ["HAS_LOCKS", "close", "try_lock"]
 
 
 def try_lock(fd: int) -> bool:
@@ -26,3 +29,9 @@ def try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def close(fd: int) -> None:
+    """Close a descriptor that nothing was written by: an error means nothing then."""
+    with suppress(OSError):
+        os.close(fd)
