@@ -597,6 +597,20 @@ def new_fake_mode() -> Any:
     return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
 
 
+def memoryless_mode() -> Any:
+    """Return a mode in which tensors have metadata and no memory; sizes are plain numbers."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def is_about_data(error: BaseException) -> bool:
+    """Say whether an error is that a tensor without memory was asked for its values."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException
+
+    return isinstance(error, DataDependentOutputException)
+
+
 def storage_id(value: torch.Tensor) -> int:
     """Return what tensors of one storage share, for fake tensors too; unique where there is no storage."""
     if value.layout != torch.strided:
@@ -711,7 +725,9 @@ def empty_memory_filled(value: int) -> Iterator[None]:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Filled(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             made = func(*args, **(kwargs or {}))
             name = func._schema.name.rpartition("::")[2]
             return made.fill_(value) if name.startswith(("empty", "new_empty")) else made
@@ -1126,6 +1142,7 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch.fx.experimental.symbolic_shapes:ShapeEnv.create_symbol",
         "torch.fx.experimental.symbolic_shapes:DimDynamic",
         "torch._subclasses.fake_tensor:FakeTensorMode",
+        "torch._subclasses.fake_tensor:DataDependentOutputException",
         "torch.utils._sympy.value_ranges:bound_sympy",
         "torch.utils._sympy.functions:FloorDiv",
         "torch._inductor.standalone_compile:standalone_compile",

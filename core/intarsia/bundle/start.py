@@ -44,6 +44,25 @@ def start(job: Job) -> Compiled:
         return _made(job, cache, plans)
 
 
+def why_miss(job: Job) -> str:
+    """Return why a compile would not find its plan in the cache; "" where it would.
+
+    Raises:
+        CacheError: there is no cache.
+    """
+    cache = cache_of(job)
+    if cache is None:
+        raise CacheError(
+            "there is no cache", why="cache = false", next_step="Name one: cache = PATH"
+        )
+    plans = PlanCache(job, cache)
+    found = plans.find()
+    if found is None:
+        return plans.why_missed()
+    found.compiled.close()
+    return ""
+
+
 def cache_of(job: Job) -> Cache | None:
     """Return the cache that the settings ask for, open; None where they ask for none."""
     config = job.config

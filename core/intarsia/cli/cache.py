@@ -22,6 +22,7 @@ from intarsia.interfaces import StoreSpec
 
 __all__ = ["add_arguments", "run"]
 
+_WHY_MISS = "why-miss"
 _SHORT = 12
 """Digits of a key that a table shows."""
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -36,11 +37,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         arguments(sub)
         sub.add_argument("--json", action="store_true", help="print JSON")
         sub.add_argument("--traceback", action="store_true", default=SUPPRESS, help=SUPPRESS)
-        add_config_arguments(sub, shortcuts=False)
+        add_config_arguments(sub, shortcuts=name == _WHY_MISS)
 
 
 def run(options: Namespace) -> int:
     """Run one action on the cache that the settings name."""
+    if options.action == _WHY_MISS:
+        return _why_miss(options)
     return ACTIONS[options.action][2](options, _opened(read_config(options)))
 
 
@@ -63,6 +66,27 @@ def _opened(resolved: ResolvedConfig) -> Cache:
 
 
 # ------------------------------------------------------------------------------------- actions
+
+
+def _why_miss(options: Namespace) -> int:
+    """Say whether a compile of the target would start from the cache; nothing is traced or compiled."""
+    from intarsia.bundle.start import why_miss  # these need torch
+    from intarsia.cli.target import load_target
+    from intarsia.job import Job
+
+    target = load_target(options)
+    resolved = read_config(options, in_target=target.config)
+    if target.name is not None:
+        resolved = resolved.with_layer({"name": target.name}, "the target's name")
+    job = Job(
+        target.model, target.args, dict(target.kwargs), target.dynamic or {}, resolved, None, ()
+    )
+    reason = why_miss(job)
+    if options.json:
+        print_json({"name": job.name, "hit": not reason, "reason": reason})
+    else:
+        print(f"{job.name}: miss: {reason}" if reason else f"{job.name}: hit")
+    return CHECK_FAILED if reason else FINE
 
 
 def _ls(options: Namespace, cache: Cache) -> int:
@@ -280,10 +304,22 @@ def _plain(value: Any) -> Any:
 
 Action = tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace, Cache], int]]
 
+
+def _why_miss_arguments(parser: ArgumentParser) -> None:
+    from intarsia.cli.target import add_target_argument
+
+    add_target_argument(parser)
+
+
 ACTIONS: dict[str, Action] = {
     "ls": ("list the entries", _nothing, _ls),
     "show": ("show one entry", _key, _show),
     "explain": ("show what the key of an entry was made of", _explain_arguments, _explain),
+    _WHY_MISS: (
+        "say which factor keeps a target from starting from the cache",
+        _why_miss_arguments,
+        lambda options, cache: _why_miss(options),
+    ),
     "verify": ("read every entry and check it", _nothing, _verify),
     "gc": ("remove what nobody used for longest, and litter", _gc_arguments, _gc),
     "pack": ("write a plan and all that it needs to a file", _pack_arguments, _pack),
