@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 from pathlib import Path
@@ -43,7 +44,8 @@ def measure(way: str, layers: int) -> dict[str, Any]:
         if way == "intarsia":
             compiled = intarsia.compile(
                 model, kwargs=call, dynamic=DECODER_DYNAMIC, compilers=["inductor"],
-                split_at=[ATTENTION], strict=True,
+                split_at=[ATTENTION], strict=True, artifact="quick",
+                cache=os.environ["TORCHINDUCTOR_CACHE_DIR"] + "-intarsia",
             )  # fmt: skip
             result = compiled(**call)
         else:

@@ -80,7 +80,9 @@ def framework(layers: int, rounds: int) -> dict[str, Any]:
 
     model = decoder(layers, 64)
     call = decoder_inputs(TOKENS, 1)
-    settings = load_config(None, compilers=["nothing"], split_at=[ATTENTION], check="none")
+    settings = load_config(
+        None, compilers=["nothing"], split_at=[ATTENTION], check="none", cache=False
+    )
     host = Host(settings, extra_plugins=[Plugin()])
     # The attention op is routed to the compiler too: every one of the 2L+1 pieces does nothing.
     compiled = intarsia.compile(
@@ -130,6 +132,7 @@ def tiny(layers: int, rounds: int) -> dict[str, Any]:
     call = decoder_inputs(TOKENS, 1)
     compiled = intarsia.compile(
         model, kwargs=call, dynamic=DECODER_DYNAMIC, compilers=["inductor"], split_at=[ATTENTION],
+        cache=False,
         strict=True,
     )  # fmt: skip
     whole, layered = decoder(layers, 8, 2), decoder(layers, 8, 2)
