@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -43,6 +43,11 @@ def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def are_gone(pids: Iterable[int], seconds: float = 1.0) -> bool:
+    """Say whether processes end within a second."""
+    return eventually(lambda: not any(map(is_alive, pids)), seconds)
 
 
 # ------------------------------------------------------------------------------ what workers run

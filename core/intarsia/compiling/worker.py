@@ -44,7 +44,11 @@ def main(descriptor: int, parent: int) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """Have the kernel end this process when the thread that started it is gone, however it went."""
+    """Have the kernel end this process when the thread that started it is gone, however it went.
+
+    A C++ compiler that runs at that moment then ends by itself, a few seconds later. Without this a
+    worker whose native code holds Python's lock would stay.
+    """
     if sys.platform == "linux":
         import ctypes
 
