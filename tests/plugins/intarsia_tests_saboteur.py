@@ -7,6 +7,9 @@
 - children: starts a process that outlives it, and waits for ever.
 - dumb: compiles, and leaves no artifact.
 
+While the environment variable SABOTEUR_IMPORT is "hang except 123", importing it hangs in every process
+but 123.
+
 With the option `once`, a path, it does so the first time only; it appends its process id to that file.
 """
 
@@ -28,6 +31,9 @@ from intarsia.errors import CompileRejected
 from intarsia.interfaces import Capabilities, CompileRequest, CompileResult, CompilerSpec, Option
 
 intarsia_api_version = (1, 0)
+
+if os.environ.get("SABOTEUR_IMPORT", str(os.getpid())).split()[-1] != str(os.getpid()):
+    time.sleep(1000)
 
 
 def _raise() -> None:

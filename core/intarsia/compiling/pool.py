@@ -112,6 +112,7 @@ class WorkerPool(Executor):
         self._jobs: collections.deque[_Job] = collections.deque()
         self._threads: set[threading.Thread] = set()
         self._processes: set[WorkerProcess] = set()
+        self._starting: set[WorkerProcess] = set()
         self._idle = 0
         self._leases = 0
         self._closed = False
@@ -150,7 +151,10 @@ class WorkerPool(Executor):
     def _let_go(self) -> None:
         with self._changed:
             self._leases -= 1
+            unwanted = [] if self._is_wanted() else list(self._starting)
             self._changed.notify_all()
+        for process in unwanted:  # what it imports by now nobody will use
+            process.end()
 
     def warm(self, count: int) -> None:
         """Start workers before there are jobs, so that they import meanwhile; they stay while held."""
@@ -214,12 +218,12 @@ class WorkerPool(Executor):
     def _serve(self) -> None:
         process: WorkerProcess | None = None
         try:
-            while True:
+            process = self._started()
+            while self._await_jobs():
                 process = process or self._started()
-                job = self._next()
-                if job is None:
-                    break
-                process = self._do(job, process)
+                job = self._take() if process is not None else None
+                if process is not None and job is not None:
+                    process = self._do(job, process)
         except NoWorker as error:
             self._give_up(error)
             return
@@ -227,8 +231,8 @@ class WorkerPool(Executor):
             process.stop()
             self._forget(process)
 
-    def _started(self) -> WorkerProcess:
-        """Start a process; one that does not come up is tried once more."""
+    def _started(self) -> WorkerProcess | None:
+        """Start a process; one that does not come up is tried once more. None where nobody wants it."""
         try:
             return self._start_one()
         except NoWorker as error:
@@ -237,34 +241,52 @@ class WorkerPool(Executor):
             log.warning("%s; it is tried once more", error)
             return self._start_one()
 
-    def _start_one(self) -> WorkerProcess:
+    def _start_one(self) -> WorkerProcess | None:
         process = WorkerProcess()
         with self._changed:
             self._processes.add(process)
-            late = self._closed
-        if late:
+            self._starting.add(process)
+            wanted = self._is_wanted()
+        if not wanted:
             process.end()
         try:
             process.set_up(self._nice, self._initializer, _START_SECONDS)
+            return process
         except NoWorker:
             self._forget(process)
-            raise
-        return process
+            if not process.was_ended:
+                raise
+            return None
+        finally:
+            with self._changed:
+                self._starting.discard(process)
 
-    def _next(self) -> _Job | None:
-        """Wait for a job; None where this worker is to leave, which it then counts as having done."""
+    def _is_wanted(self) -> bool:
+        """Say whether there is something to do for a worker that is being started."""
+        waiting = any(not job.future.cancelled() for job in self._jobs)
+        return not self._closed and (waiting or self._leases > 0)
+
+    def _await_jobs(self) -> bool:
+        """Wait until there are jobs; False where this worker is to leave, which it then has done."""
         with self._changed:
             while not self._closed:
-                while self._jobs:
-                    job = self._jobs.popleft()
-                    if job.begin():
-                        self._idle -= 1
-                        return job
+                if self._jobs:
+                    return True
                 timeout = None if self._leases else self._linger
                 if not self._changed.wait(timeout) and not self._jobs and not self._leases:
                     break
             self._leave()
-            return None
+            return False
+
+    def _take(self) -> _Job | None:
+        """Take the next job that is still wanted, if there is one."""
+        with self._changed:
+            while self._jobs:
+                job = self._jobs.popleft()
+                if job.begin():
+                    self._idle -= 1
+                    return job
+        return None
 
     def _leave(self) -> None:
         self._idle -= 1

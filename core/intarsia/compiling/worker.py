@@ -17,7 +17,6 @@ import sys
 import threading
 import traceback
 from multiprocessing.connection import Connection
-from typing import Any
 
 STACKS = signal.SIGUSR1
 """A worker that gets it prints the stack of every thread, also while C code holds the interpreter."""
@@ -101,13 +100,6 @@ def _failure(error: BaseException, text: str) -> bytes:
     except Exception:
         data = pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}"), text))
     return data
-
-
-def import_torch() -> Any:
-    """Import torch: what a worker of the compile phase does before its first job."""
-    import torch
-
-    return torch.__version__
 
 
 if __name__ == "__main__":

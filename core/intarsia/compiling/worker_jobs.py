@@ -80,6 +80,15 @@ def _compare(wanted: Mapping[str, str], here: Mapping[str, str]) -> None:
         raise Unfit("a worker would make something else", why=shown)
 
 
+def get_ready() -> None:
+    """Import what every request needs, before a worker gets its first one."""
+    from intarsia import torch_compat
+    from intarsia.compiling import soundness, transport  # noqa: F401 - they import the rest
+
+    torch_compat.tracing_lock()
+    torch_compat.new_fake_mode()
+
+
 _hosts: dict[str, Host] = {}
 """The plugins that earlier jobs of this worker have loaded, by settings; only workers fill it."""
 

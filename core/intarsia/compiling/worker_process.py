@@ -92,6 +92,9 @@ class _Tail(threading.Thread):
 class WorkerProcess:
     """One worker, in a session of its own; `set_up` comes before the first job.
 
+    Attributes:
+        was_ended: whether `end` was called.
+
     Raises:
         NoWorker: it cannot be started.
     """
@@ -107,6 +110,7 @@ class WorkerProcess:
             theirs.close()
         self._connection = Connection(ours.detach())
         self._ending = threading.Lock()
+        self.was_ended = False
         assert self._process.stdout is not None
         self._tail = _Tail(self._process.stdout, self.pid)
 
@@ -193,6 +197,7 @@ class WorkerProcess:
 
     def end(self) -> None:
         """The same, for a thread that is not the one that asks: that one notices and clears up."""
+        self.was_ended = True
         with self._ending:
             self._end_group()
 

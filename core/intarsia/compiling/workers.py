@@ -12,7 +12,7 @@ from attrs import define, field
 
 from intarsia.compiling.planner import has_room
 from intarsia.compiling.pool import Lease, WorkerPool
-from intarsia.compiling.worker import import_torch
+from intarsia.compiling.worker_jobs import get_ready
 
 _BACKGROUND_NICE = 15
 
@@ -34,7 +34,7 @@ class Workers:
         """
         with self._lock:
             if self._compiling is None:
-                self._compiling = WorkerPool(limit, initializer=import_torch)
+                self._compiling = WorkerPool(limit, initializer=get_ready)
             others = self._compiling.limit if self._compiling.is_held else 0
             self._compiling.limit = max(limit, others)
             self._compiling.may_grow = has_room if bounded else lambda: True
@@ -47,7 +47,7 @@ class Workers:
         """
         with self._lock:
             if self._background is None:
-                self._background = WorkerPool(1, nice=_BACKGROUND_NICE, initializer=import_torch)
+                self._background = WorkerPool(1, nice=_BACKGROUND_NICE, initializer=get_ready)
             return self._background
 
     def live(self) -> int:
