@@ -40,7 +40,16 @@ def worth_a_worker(task: Task, spec: CompilerSpec, host: Host) -> bool:
     """Say whether a worker of ours could compile a task, and not in no time."""
     if spec.capabilities.light or not can_travel(task, spec):
         return False
-    return host.provider(spec).distribution != "code"  # a plugin given as an object is only here
+    if host.provider(spec).distribution == "code":  # a plugin given as an object is only here
+        return False
+    return not _needs_main(task)
+
+
+def _needs_main(task: Task) -> bool:
+    """Say whether a piece calls what the user's main module defines, which workers do not import."""
+    from intarsia.compiling.transport import needs_of
+
+    return any(need == "module:__main__" for need in needs_of(task.piece.module))
 
 
 @frozen
