@@ -70,7 +70,7 @@ def saboteur(options: Mapping[str, Any], device: int | None) -> Any:
     class Saboteur(EagerCompiler):
         def compile(self, request: CompileRequest) -> CompileResult:
             once = Path(options["once"]) if options["once"] else None
-            is_first = once is None or not once.exists()
+            is_first = once is None or not once.exists() or options["how"] == "slow"
             if once is not None:
                 with once.open("a") as file:
                     file.write(f"{os.getpid()} {request.name}\n")
@@ -78,6 +78,11 @@ def saboteur(options: Mapping[str, Any], device: int | None) -> Any:
                 DEEDS.get(options["how"], lambda: None)()
             made = super().compile(request)
             return evolve(made, artifact=None) if options["how"] == "dumb" else made
+
+        def factors(self) -> Mapping[str, str]:
+            factor = os.environ.get("SABOTEUR_FACTOR", "")
+            here = factor.split()[-1:] in ([], [str(os.getpid())])
+            return {"mode": factor if here else "not here"}
 
     return Saboteur(options, device)
 

@@ -17,6 +17,7 @@ from intarsia.compiling.worker_process import (
     Call,
     Gone,
     NoWorker,
+    Place,
     WorkerDied,
     WorkerProcess,
 )
@@ -48,6 +49,7 @@ class _Job:
     payload: bytes
     name: str
     deadline: float | None
+    place: Place | None = None
     future: WorkerFuture = field(factory=WorkerFuture)
     tries: int = 0
     stopped: bool = False
@@ -124,16 +126,22 @@ class WorkerPool(Executor):
         return self.start(fn, *args, **kwargs)
 
     def start(
-        self, fn: Callable[..., Any], /, *args: Any, job_name: str = "", job_deadline: float | None = None,
-        **kwargs: Any,
+        self, fn: Callable[..., Any], /, *args: Any, job_name: str = "",
+        job_deadline: float | None = None, job_place: Place | None = None, **kwargs: Any,
     ) -> WorkerFuture:  # fmt: skip
-        """Run a function in a worker; its name is for messages, its deadline in seconds from its start.
+        """Run a function in a worker.
+
+        Args:
+            fn, args, kwargs: the function, which a worker can import, and what it is called with.
+            job_name: what messages call it.
+            job_deadline: after how many seconds from its start it is ended; None: never.
+            job_place: where its worker must have been started; one that was not is replaced.
 
         Raises:
             RuntimeError: the pool is closed.
         """
         payload = pickle.dumps((fn, args, kwargs))
-        job = _Job(payload, job_name or getattr(fn, "__name__", "a job"), job_deadline)
+        job = _Job(payload, job_name or getattr(fn, "__name__", "a job"), job_deadline, job_place)
         with self._changed:
             if self._closed:
                 raise RuntimeError("the pool is closed")
@@ -220,6 +228,9 @@ class WorkerPool(Executor):
         try:
             process = self._started()
             while self._await_jobs():
+                if process is not None and not self._fits(process):
+                    self._end(process)
+                    process = None
                 process = process or self._started()
                 job = self._take() if process is not None else None
                 if process is not None and job is not None:
@@ -228,8 +239,17 @@ class WorkerPool(Executor):
             self._give_up(error)
             return
         if process is not None:
-            process.stop()
-            self._forget(process)
+            self._end(process)
+
+    def _end(self, process: WorkerProcess) -> None:
+        process.stop()
+        self._forget(process)
+
+    def _fits(self, process: WorkerProcess) -> bool:
+        """Say whether a process is where the next job wants it to be."""
+        with self._changed:
+            place = self._jobs[0].place if self._jobs else None
+        return place is None or process.is_of(place)
 
     def _started(self) -> WorkerProcess | None:
         """Start a process; one that does not come up is tried once more. None where nobody wants it."""

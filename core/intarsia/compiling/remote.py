@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from concurrent.futures import Executor, Future
 from typing import Any, Protocol
 
@@ -67,9 +69,10 @@ class OwnWorkers:
 
     def send(self, task: Task, spec: CompilerSpec, data: bytes, settings: dict[str, Any]) -> Answer:
         """Have it compiled by a worker, within the deadline."""
+        variables = {name: os.environ.get(name) for name in spec.environment}
         return self.pool.start(
             compile_job, data, spec.name, settings, job_deadline=self.deadline,
-            job_name=f"{task.name} by {spec.name}",
+            job_name=f"{task.name} by {spec.name}", job_place=(list(sys.path), variables),
         )  # fmt: skip
 
 

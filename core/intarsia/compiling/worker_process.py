@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.spawn import get_executable
 from typing import IO, Any
@@ -25,6 +25,9 @@ log = logging.getLogger("intarsia")
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 """What a worker runs: a function that can be imported, its arguments and keywords."""
+
+Place = tuple[list[str], Mapping[str, str | None]]
+"""What a job wants of its worker: `sys.path`, and environment variables with their values."""
 
 _STACK_SECONDS = 1.0
 """How long a worker that is going to be ended may take to print its stacks."""
@@ -100,9 +103,10 @@ class WorkerProcess:
     """
 
     def __init__(self) -> None:
+        self._path, self._environment = list(sys.path), dict(os.environ)
         ours, theirs = socket.socketpair()
         try:
-            self._process = _spawn(theirs.fileno())
+            self._process = _spawn(theirs.fileno(), self._environment)
         except OSError as error:
             ours.close()
             raise NoWorker("a compile worker cannot be started", why=str(error)) from error
@@ -124,6 +128,12 @@ class WorkerProcess:
         """Whether it was seen to end."""
         return self._process.returncode is not None
 
+    def is_of(self, place: Place) -> bool:
+        """Say whether it was started where imports and the named variables are as in a place."""
+        path, variables = place
+        ours = self._environment
+        return path == self._path and all(ours.get(n) == v for n, v in variables.items())
+
     def set_up(self, nice: int, initializer: Call | None, deadline: float) -> None:
         """Wait until it is ready for jobs.
 
@@ -131,7 +141,7 @@ class WorkerProcess:
             NoWorker: it ends, fails or takes too long before that; nothing of it is left.
         """
         first = None if initializer is None else pickle.dumps(initializer)
-        setup = {"path": list(sys.path), "nice": nice, "initializer": first}
+        setup = {"path": self._path, "nice": nice, "initializer": first}
         try:
             self.ask(pickle.dumps(setup), deadline, "the start")
         except Gone as gone:
@@ -208,12 +218,12 @@ class WorkerProcess:
                 os.killpg(self.pid, signal.SIGKILL)
 
 
-def _spawn(descriptor: int) -> subprocess.Popen[bytes]:
+def _spawn(descriptor: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     program = [get_executable(), "-P", worker.__file__, str(descriptor), str(os.getpid())]
     return subprocess.Popen(
         program, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         pass_fds=(descriptor,), start_new_session=True,
-        env=dict(os.environ),  # and not what libraries have set behind Python's back
+        env=environment,  # Python's, and not what libraries have set behind its back
     )  # fmt: skip
 
 
