@@ -290,7 +290,9 @@ def test_workers_do_not_outlive_a_process_that_is_killed(tmp_path: Path, job: st
     script.kill()
     script.communicate()
     assert are_gone([worker])
-    for pid in started:  # the kernel ends the worker before it can do that; a compiler soon ends itself
+    for (
+        pid
+    ) in started:  # the kernel ends the worker before it can do that; a compiler soon ends itself
         os.kill(pid, signal.SIGKILL)
 
 
