@@ -30,7 +30,14 @@ from intarsia.config import load_config
 from intarsia.host import Host
 from intarsia.interfaces import CompileRequest, CompileResult, CompilerSpec, PieceSignature
 from intarsia_inductor.adaptor import InductorCompiler
-from tests.benchmarks.common import Measured, fresh_caches, interleaved, run_child, table, write_json
+from tests.benchmarks.common import (
+    Measured,
+    fresh_caches,
+    interleaved,
+    run_child,
+    table,
+    write_json,
+)
 from tests.models import ATTENTION, DECODER_DYNAMIC, decoder, decoder_inputs
 
 TOKENS = 4
@@ -62,11 +69,11 @@ def compiled(model: Any, call: Mapping[str, torch.Tensor], maker: OneTier) -> An
     plugin = SimpleNamespace(
         __name__="one_tier", intarsia_api_version=(1, 0), intarsia_compilers=lambda: [spec]
     )
-    settings = load_config(None, compilers=["one-tier"], split_at=[ATTENTION], strict=True, cache=False)
-    host = Host(settings, extra_plugins=[plugin])
-    return intarsia.compile(
-        model, kwargs=call, dynamic=DECODER_DYNAMIC, config=settings, host=host
+    settings = load_config(
+        None, compilers=["one-tier"], split_at=[ATTENTION], strict=True, cache=False
     )
+    host = Host(settings, extra_plugins=[plugin])
+    return intarsia.compile(model, kwargs=call, dynamic=DECODER_DYNAMIC, config=settings, host=host)
 
 
 def make(folder: Path, layers: int, rounds: int) -> dict[str, Any]:
@@ -170,13 +177,19 @@ def main() -> None:
         tier: run_child(here, ["--load", str(folder), tier], fresh_caches(None), _ours())
         for tier in ("package", "quick")
     }
-    rows = [[t, c["pieces"], c["bytes"], c["cpu"], c["compiler"]] for t, c in found["costs"].items()]
+    rows = [
+        [t, c["pieces"], c["bytes"], c["cpu"], c["compiler"]] for t, c in found["costs"].items()
+    ]
     print(table(["making", "pieces", "bytes", "CPU s per piece", "of it C++ compiler"], rows))
     rows = [[t, e["pieces"], e["load"]["cpu"] * 1e3, e["first calls"]["cpu"] * 1e3, e["heavy modules"]]
             for t, e in found["loads"].items()]  # fmt: skip
-    print("\n" + table(["loading", "pieces", "CPU ms", "first calls, CPU ms", "heavy modules"], rows))
+    print(
+        "\n" + table(["loading", "pieces", "CPU ms", "first calls, CPU ms", "heavy modules"], rows)
+    )
     stock = found["calls"]["stock whole-graph"]["min_us"]
-    rows = [[n, e["min_us"], e["median_us"], e["min_us"] / stock] for n, e in found["calls"].items()]
+    rows = [
+        [n, e["min_us"], e["median_us"], e["min_us"] / stock] for n, e in found["calls"].items()
+    ]
     print(f"\ntiny model, {options.layers} layers, microseconds per call")
     print(table(["way", "min", "median", "of stock"], rows))
     write_json(options.json, found)
