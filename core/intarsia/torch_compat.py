@@ -797,13 +797,17 @@ class SavedGraph:
         return str(self.graph.source_code)
 
     @property
-    def has_constants(self) -> bool:
-        """Say whether the module needs more than its source: constants, or kernels beside it."""
+    def constants(self) -> Mapping[str, torch.Tensor]:
+        """The tensors that the module finds among its globals."""
+        return dict(self.graph.constants or {})
+
+    @property
+    def is_plain(self) -> bool:
+        """Say whether the module needs no more than its source and constants: no kernels beside it."""
         graph = self.graph
         bundle = getattr(graph, "_triton_bundle", None)
         kernels = getattr(bundle, "kernel_artifacts", None)
-        held = (graph.constants, graph.torchbind_constants, graph.frozen_param_names, kernels)
-        return any(held)
+        return not any((graph.torchbind_constants, graph.frozen_param_names, kernels))
 
     def returns(self, outputs: int) -> bool:
         """Say whether the compiled graph itself returns so many values."""
@@ -938,24 +942,29 @@ def inductor_settings(patches: Mapping[str, Any]) -> contextlib.AbstractContextM
     return torch._inductor.config.patch(dict(patches))
 
 
+_importing = threading.Lock()
+
+
 @contextlib.contextmanager
 def kernel_imports() -> Iterator[None]:
-    """Let a library that Inductor made be imported: its start-up code reads an address from a variable.
+    """Let libraries that Inductor made be imported: their start-up code reads an address from a variable.
 
-    Inductor leaves the variable set; here it is as it was before.
+    Inductor leaves the variable set. Here it is put back, unless Inductor is there to need it in another
+    thread.
     """
     import os
+    import sys
 
     name = "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"
-    before = os.environ.get(name)
-    os.environ[name] = str(torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr)  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+    guards: Any = torch._C._dynamo.guards
+    with _importing:
+        was_set = name in os.environ
+        os.environ[name] = str(guards._torchinductor_pyobject_tensor_data_ptr)
+        try:
+            yield
+        finally:
+            if not was_set and "torch._inductor.codecache" not in sys.modules:
+                del os.environ[name]
 
 
 def extern_kernel(name: str) -> Any:
@@ -1017,11 +1026,12 @@ def inductor_package(
     from torch._inductor.compile_fx import compile_fx_aot, compile_fx_inner
     from torch.fx.experimental import _config
 
-    def inner_compile(inner: Any, inner_inputs: Any, **keywords: Any) -> Any:
+    def compile_inner(inner: Any, inner_inputs: Any, **keywords: Any) -> Any:
         inspect(inner.graph)
         return compile_fx_inner(inner, inner_inputs, **keywords)
 
     fx_config: Any = _config
+    inner_compile: Any = compile_inner
     patches = {
         **config_patches,
         "aot_inductor.output_path": folder,
@@ -1042,11 +1052,11 @@ def package_runner(path: str, device: torch.device) -> Callable[[list[Any]], lis
     Nothing of `torch._inductor` is imported. The call holds Python's lock until it returns, whatever runs
     inside, and two calls at a time wait for each other with that lock held.
     """
-    runners: Any = torch._C._aoti  # type: ignore[attr-defined]
+    runners: Any = torch._C._aoti
     if device.type == "cpu":
-        return runners.AOTIModelContainerRunnerCpu(path, 1).run  # type: ignore[no-any-return]
+        return runners.AOTIModelContainerRunnerCpu(path, 1).run
     runner = getattr(runners, f"AOTIModelContainerRunner{device.type.capitalize()}")
-    return runner(path, 1, str(device)).run  # type: ignore[no-any-return]
+    return runner(path, 1, str(device)).run
 
 
 def inductor_changes() -> dict[str, Any]:

@@ -18,15 +18,15 @@ def traits_of(device: int | None) -> Mapping[str, str]:
 
 def accepts(built_for: Mapping[str, str], here: Mapping[str, str]) -> Decision:
     """Accept what was built for this machine, or for one that has no instructions beyond this one's."""
-    missing = set(built_for.get("instructions", "").split()) - set(here.get("instructions", "").split())
+    missing = set(built_for.get("instructions", "").split()) - set(
+        here.get("instructions", "").split()
+    )
     if missing:
         return Decision(
             False,
             f"trait instructions: built for {', '.join(sorted(missing))}, which this processor lacks",
         )
-    return accepts_equal(
-        {**built_for, "instructions": ""}, {**here, "instructions": ""}
-    )
+    return accepts_equal({**built_for, "instructions": ""}, {**here, "instructions": ""})
 
 
 def intarsia_platforms() -> list[PlatformSpec]:

@@ -7,6 +7,7 @@ start that loads packages alone needs torch and no more.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -72,8 +73,10 @@ class InductorCompiler:
             artifact = make_quick(made.saved, settings, direct=direct, outputs=outputs)
         if made.boxed is not None:
             return CompileResult(boxed(made.boxed), artifact, request.needs, "direct call")
-        if artifact is not None:  # out of Inductor's own cache, which does not give the direct call away
-            function = load_quick(artifact)
+        if (
+            artifact is not None
+        ):  # out of Inductor's own cache, which does not give the direct call away
+            function = load_quick(artifact, contextlib.nullcontext())
             kind = "direct" if getattr(function, "boxed_call", False) else "artifact"
             return CompileResult(function, artifact, request.needs, f"{kind} call")
         return CompileResult(made.callable, artifact, request.needs, "artifact call")
@@ -101,8 +104,7 @@ class InductorCompiler:
         """
         if is_package(artifact):
             return load_package(artifact, _device_of(signature, device))
-        with _process_lock:
-            return load_quick(artifact)
+        return load_quick(artifact, _process_lock)
 
     def factors(self) -> Mapping[str, str] | None:
         """Return what decides the generated code; None where a pass cannot be told from another.

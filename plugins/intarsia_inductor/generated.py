@@ -77,7 +77,9 @@ def _lightened(tree: ast.Module) -> str | None:
     kept = [s for s in tree.body if not _is_dropped(s)]
     for statement in kept:
         _own_functions(statement)
-    used = {n.id for s in kept for n in ast.walk(s) if isinstance(n, ast.Name) and n.id != _target(s)}
+    used = {
+        n.id for s in kept for n in ast.walk(s) if isinstance(n, ast.Name) and n.id != _target(s)
+    }
     body: list[ast.stmt] = []
     for statement in kept:
         if isinstance(statement, ast.ImportFrom) and _is_inductor(statement.module):
@@ -117,7 +119,7 @@ def _is_inductor(module: str | None) -> bool:
 class _Functions(ast.NodeTransformer):
     """Calls torch's function where Inductor's table of functions holds that very one."""
 
-    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:  # noqa: N802 - ast's name
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         self.generic_visit(node)
         if not isinstance(node.value, ast.Name) or node.value.id != "extern_kernels":
             return node

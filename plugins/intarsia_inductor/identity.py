@@ -18,10 +18,10 @@ PREFIXES = ("TORCHINDUCTOR_", "AOT_INDUCTOR_", "TORCH_INDUCTOR_")
 """Inductor's settings start from variables with these names."""
 
 IRRELEVANT = (
-    "CACHE_DIR", "COMPILE_THREADS", "WORKER", "REMOTE_CACHE", "FX_GRAPH_CACHE", "AUTOGRAD_CACHE", "CPP_CACHE_",
-    "DISABLE_CACHES", "DEBUG", "PROFIL", "PROTON", "LOG", "TIMEOUT", "SAVE_ARGS", "METRIC_TABLES", "QUIESCE",
-    "PRECOMPILE", "INSTALL_GXX", "REPORT_CHOICES", "CHOICES_DISPLAYED", "VEC_ISA_OK", "LINE_TABLES",
-    "FRAME_POINTER", "CUTLASS_DIR", "CK_DIR",
+    "CACHE_DIR", "COMPILE_THREADS", "WORKER", "REMOTE_CACHE", "FX_GRAPH_CACHE", "AUTOGRAD_CACHE",
+    "CPP_CACHE_", "DISABLE_CACHES", "DEBUG", "PROFIL", "PROTON", "LOG", "TIMEOUT", "SAVE_ARGS",
+    "METRIC_TABLES", "QUIESCE", "PRECOMPILE", "INSTALL_GXX", "REPORT_CHOICES", "CHOICES_DISPLAYED",
+    "VEC_ISA_OK", "LINE_TABLES", "FRAME_POINTER", "CUTLASS_DIR", "CK_DIR",
 )  # fmt: skip
 """Parts of the names of variables that say where and how fast, or what is written down on the way."""
 
@@ -35,7 +35,7 @@ SETTINGS_ASIDE = (
 """How the settings begin that do the same, or that this plugin sets itself."""
 
 
-class NoIdentity(Exception):  # noqa: N818 - it is an answer, and never leaves this plugin
+class NoIdentity(Exception):
     """Something that changes the code cannot be told apart from others of its kind; the message has it."""
 
 

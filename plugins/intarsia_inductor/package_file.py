@@ -69,9 +69,7 @@ def is_package(data: bytes | memoryview) -> bool:
     return bytes(data[: len(MAGIC)]) == MAGIC
 
 
-def load_package(
-    data: bytes | memoryview, device: torch.device
-) -> Callable[..., Sequence[Any]]:
+def load_package(data: bytes | memoryview, device: torch.device) -> Callable[..., Sequence[Any]]:
     """Return the callable of a package.
 
     Its library lies in a private folder for the moment that it takes to load it.
@@ -131,6 +129,8 @@ def _parents() -> list[Path | None]:
 
     try:
         own = platformdirs.user_cache_path("intarsia")
+        if not own.is_absolute():  # "~" as it is, where nothing says what it stands for
+            return [None]
         own.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = os.lstat(own)
     except (OSError, RuntimeError, KeyError):  # no home and no passwd entry, or a read-only one

@@ -51,12 +51,16 @@ def prove(trial: Trial, module: fx.GraphModule, request: CompileRequest, foreign
     signature = request.signature
     if foreign:
         if _shared(signature):
-            raise refuse("its outputs may share memory, and operators outside torch are not tried out")
+            raise refuse(
+                "its outputs may share memory, and operators outside torch are not tried out"
+            )
         return "package, not compared: it calls operators outside torch"
     trials = _trials(signature, request.hints)
     compared = [_compare(trial, module, request, sizes) for sizes in trials]
     if not any(compared):
-        return f"package, not compared: {'eager raises on random inputs' if trials else 'too large'}"
+        return (
+            f"package, not compared: {'eager raises on random inputs' if trials else 'too large'}"
+        )
     return "package, compared with eager"
 
 
@@ -133,7 +137,9 @@ def _unlike(ours: Any, theirs: Any, again: Any) -> str:
     if not isinstance(theirs, torch.Tensor):
         return "" if int(ours) == int(theirs) else f"is {ours} instead of {theirs}"
     if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
-        return f"is {ours.dtype} {tuple(ours.shape)} instead of {theirs.dtype} {tuple(theirs.shape)}"
+        return (
+            f"is {ours.dtype} {tuple(ours.shape)} instead of {theirs.dtype} {tuple(theirs.shape)}"
+        )
     if not theirs.numel():
         return ""
     if _strides(ours) != _strides(theirs):

@@ -1,17 +1,20 @@
 """Quick artifacts: what Inductor generated, with its kernels compiled.
 
 Two forms. A *module* needs torch alone: the piece's Python and its kernels' libraries. An *entry* is
-Inductor's own artifact with the libraries beside it, for pieces whose outputs share memory, that hold
-constants, or that run on a GPU; loading one imports Inductor.
+Inductor's own artifact with the libraries beside it, for pieces whose outputs share memory or that run on
+a GPU; loading one imports Inductor.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from attrs import frozen
 
 from intarsia import torch_compat
@@ -35,6 +38,7 @@ class QuickArtifact:
         made_with: versions that must be the same where it is loaded.
         body: the Python of a module, or Inductor's artifact.
         libraries: the kernels' libraries by digest.
+        constants: the tensors that a module finds among its globals, as `torch.save` writes them.
     """
 
     form: str
@@ -42,15 +46,18 @@ class QuickArtifact:
     made_with: Mapping[str, str]
     body: bytes | memoryview
     libraries: Mapping[str, bytes | memoryview]
+    constants: bytes | memoryview = b""
 
     def to_bytes(self) -> bytes:
         """Return it as bytes: a mark, a JSON header, the body, and the libraries."""
         header = {
             "form": self.form, "direct": self.direct, "made_with": dict(self.made_with),
-            "body": len(self.body), "libraries": {d: len(b) for d, b in self.libraries.items()},
+            "body": len(self.body), "constants": len(self.constants),
+            "libraries": {d: len(b) for d, b in self.libraries.items()},
         }  # fmt: skip
         text = json.dumps(header).encode()
-        return b"".join([MAGIC, _LENGTH.pack(len(text)), text, self.body, *self.libraries.values()])
+        parts = (self.body, self.constants, *self.libraries.values())
+        return b"".join([MAGIC, _LENGTH.pack(len(text)), text, *parts])
 
     @staticmethod
     def from_bytes(data: bytes | memoryview) -> QuickArtifact:
@@ -65,8 +72,9 @@ class QuickArtifact:
             raise ValueError("the bytes are no artifact of Inductor's")
         (length,) = _LENGTH.unpack(view[len(MAGIC) : start])
         header = json.loads(bytes(view[start : start + length]))
-        at = start + length + header["body"]
-        body = view[start + length : at]
+        begin, middle = start + length, start + length + header["body"]
+        at = middle + header["constants"]
+        body, constants = view[begin:middle], view[middle:at]
         libraries: dict[str, memoryview] = {}
         for digest, size in header["libraries"].items():
             libraries[digest] = view[at : at + size]
@@ -74,7 +82,7 @@ class QuickArtifact:
         if at != len(view):
             raise ValueError(f"the artifact has {len(view)} bytes, its header says {at}")
         return QuickArtifact(
-            header["form"], header["direct"], header["made_with"], body, libraries
+            header["form"], header["direct"], header["made_with"], body, libraries, constants
         )
 
 
@@ -85,16 +93,27 @@ def make_quick(
     direct = direct and saved.returns(outputs)
     with torch_compat.inductor_settings(settings):
         module = without_compiler(saved.source)
-    if module.light is not None and direct and not saved.has_constants:
-        body, form, versions = module.light.encode(), "module", made_with()
-    else:
-        body, form = saved.to_bytes(module.source), "entry"
-        versions = {**made_with(), "torch's sources": torch_compat.torch_key()}
-    return QuickArtifact(form, direct, versions, body, module.libraries).to_bytes()
+    if module.light is not None and direct and saved.is_plain:
+        constants = _tensors_to_bytes(saved.constants) if saved.constants else b""
+        body = module.light.encode()
+        return QuickArtifact(
+            "module", direct, made_with(), body, module.libraries, constants
+        ).to_bytes()
+    versions = {**made_with(), "torch's sources": torch_compat.torch_key()}
+    body = saved.to_bytes(module.source)
+    return QuickArtifact("entry", direct, versions, body, module.libraries).to_bytes()
 
 
-def load_quick(data: bytes | memoryview) -> Callable[..., Sequence[Any]]:
-    """Return the callable of a quick artifact. The caller holds the process's lock around Inductor.
+def _tensors_to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    file = io.BytesIO()
+    torch.save(dict(tensors), file)
+    return file.getvalue()
+
+
+def load_quick(
+    data: bytes | memoryview, lock: AbstractContextManager[Any]
+) -> Callable[..., Sequence[Any]]:
+    """Return the callable of a quick artifact; `lock` is held while Inductor is at work.
 
     Raises:
         CompileRejected: the artifact is fine, and cannot be used here: the reason says why.
@@ -104,16 +123,21 @@ def load_quick(data: bytes | memoryview) -> Callable[..., Sequence[Any]]:
     refuse_other_torch(artifact.made_with)
     kernels = import_kernels(artifact.libraries)
     if artifact.form == "module":
-        return boxed(_run_module(bytes(artifact.body).decode(), kernels))
+        constants = bytes(artifact.constants)
+        tensors = torch.load(io.BytesIO(constants), weights_only=True) if constants else {}
+        return boxed(_run_module(bytes(artifact.body).decode(), kernels, tensors))
     _refuse_other_sources(artifact.made_with)
-    with given(kernels):
+    with lock, given(kernels):
         function, call = torch_compat.inductor_load(bytes(artifact.body))
     return boxed(call) if artifact.direct and call is not None else function
 
 
-def _run_module(source: str, kernels: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+def _run_module(
+    source: str, kernels: Mapping[str, Callable[..., Any]], constants: Mapping[str, torch.Tensor]
+) -> Callable[..., Any]:
     space: dict[str, Any] = {HOOK: kernels.__getitem__, "__name__": "intarsia_inductor.piece"}
     exec(compile(source, "<inductor piece>", "exec"), space)
+    space.update(constants)  # the module sets them to None, as Inductor's loader expects
     made: Callable[..., Any] = space["call"]
     return made
 
