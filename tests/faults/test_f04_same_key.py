@@ -59,12 +59,22 @@ print(wrong, len(warnings), *warnings)
 """
 
 
-def race(settings: list[str], tmp_path: Path, rounds: int) -> Counter[str]:
+NO_LOCKS = """
+import fcntl
+def no_locks(*args):
+    raise OSError(37, "No locks available")
+fcntl.flock = fcntl.fcntl = no_locks
+"""
+
+
+def race(settings: list[str], tmp_path: Path, rounds: int, before: str = "") -> Counter[str]:
     """Run one process for each setting and return how often each round's entry was compiled."""
     log, gate = tmp_path / "log", tmp_path / "gate"
     gate.mkdir()
     log.touch()
-    workers = [child(WORKER, setting, log, gate, rounds, len(settings)) for setting in settings]
+    workers = [
+        child(before + WORKER, setting, log, gate, rounds, len(settings)) for setting in settings
+    ]
     for worker in workers:
         assert worker.stdout is not None
         assert worker.stdout.readline().strip() == "ready"
@@ -108,6 +118,16 @@ def test_two_local_stores_over_one_shared_store_compile_each_key_once_each_at_mo
     assert max(counts.values()) <= 2
     assert len(files_of(shared)) == rounds
     assert works_again(shared)
+
+
+def test_without_locks_every_process_is_right_all_the_same(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    counts = race([str(root)] * 4, tmp_path, 10, NO_LOCKS)
+    assert len(counts) == 10
+    assert max(counts.values()) > 1, "there were locks"
+    entries = [name for name in files_of(root) if not name.startswith("locks/")]
+    assert len(entries) == 10
+    assert works_again(root)
 
 
 LEADER = """

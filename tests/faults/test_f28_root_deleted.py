@@ -49,6 +49,18 @@ def test_removed_while_somebody_leads_and_keeps_a_journal(tmp_path: Path) -> Non
     assert works_again(root)
 
 
+def test_leader_whose_lock_was_removed_does_not_free_the_next_leaders(tmp_path: Path) -> None:
+    root = tmp_path / "c"
+    with opened(root).cache.claim(KEY, 5):
+        shutil.rmtree(root)
+        second = opened(root).cache.claim(KEY, 5)
+        assert second.__enter__() is True
+    with opened(root).cache.claim(KEY, 0.05) as third:
+        assert third is False, "two lead at a time"
+    second.__exit__(None, None, None)
+    assert works_again(root)
+
+
 def test_removed_over_and_over_while_threads_use_it(tmp_path: Path) -> None:
     root, stop = tmp_path / "c", threading.Event()
     caches = [opened(root) for _ in range(3)]

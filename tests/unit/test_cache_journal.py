@@ -62,6 +62,13 @@ def test_work_that_runs_is_no_culprit_and_is_not_cleared(tmp_path: Path) -> None
     assert journal.culprit(KEY) is not None
 
 
+def test_note_that_cannot_be_removed_is_no_crash(tmp_path: Path) -> None:
+    deed = "os.unlink = lambda *args, **kwargs: os.open('/nonexistent', 0)"
+    child(RUN.format(deed=deed), tmp_path / "c", KEY).communicate(timeout=60)
+    assert len(files_of(tmp_path / "c")) == 1
+    assert Journal(str(tmp_path / "c")).culprit(KEY) is None
+
+
 def test_number_that_another_process_got_meanwhile_hides_no_crash(tmp_path: Path) -> None:
     root = tmp_path / "c"
     with blocked(RUN.format(deed="sys.stdin.readline()"), root, KEY):
@@ -111,11 +118,13 @@ def test_work_in_another_container_is_alive_although_its_number_means_nothing_he
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline().strip() == "running"
-    assert Journal(str(root)).culprit(KEY) is None
-    process.kill()
-    process.communicate(timeout=30)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == "running"
+        assert Journal(str(root)).culprit(KEY) is None
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
     deadline = time.monotonic() + 10
     while Journal(str(root)).culprit(KEY) is None and time.monotonic() < deadline:
         time.sleep(0.02)  # the system ends the child a moment after unshare

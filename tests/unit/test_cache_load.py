@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -219,6 +220,70 @@ def test_long_values_do_not_fill_the_log(root: Path) -> None:
     told = one.cache.explain_miss("piece", {f"f{n}": "y" * 5000 for n in range(20)})
     assert len(told) < 600
     assert "17 more factors differ" in told
+
+
+def test_header_of_any_length_can_be_explained(root: Path) -> None:
+    one = opened(root)
+    one.save({**FACTORS, "graph": "x" * 100_000})
+    near = opened(root).cache.nearest("piece", FACTORS)
+    assert near is not None
+    assert [item.name for item in near.differences] == ["graph"]
+
+
+def test_unusable_store_is_not_called_empty(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    assert "no store" in opened(tmp_path).cache.explain_miss("piece", FACTORS)
+
+
+def test_moved_cache_hits_from_another_directory_and_home(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened(root).save()
+    moved = tmp_path / "elsewhere"
+    root.rename(moved)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.setenv("UNDECLARED", "changed")
+    assert opened("elsewhere").load() == PAYLOAD
+
+
+def test_going_back_to_an_older_version_hits_again(root: Path) -> None:
+    one = opened(root)
+    one.save()
+    assert one.load({**FACTORS, "torch": "2.14"}) is None
+    assert one.save({**FACTORS, "torch": "2.14"}, b"newer") is True
+    assert one.load() == PAYLOAD
+    assert one.load({**FACTORS, "torch": "2.14"}) == b"newer"
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK])
+def test_file_system_without_hard_links_keeps_entries_too(
+    root: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def no_links(*args: object, **kwargs: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", no_links)
+    one = opened(root)
+    assert one.save() is True
+    assert one.save(payload=b"other") is False
+    assert one.load() == PAYLOAD
+    assert files_of(root) == [f"{KEY[:2]}/{KEY}"]
+    assert one.warnings == []
+
+
+def test_link_that_a_server_repeated_counts_as_ours(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.link
+
+    def twice(*args: Any, **kwargs: Any) -> None:
+        real(*args, **kwargs)
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(os, "link", twice)
+    assert opened(root).save() is True
+    assert files_of(root) == [f"{KEY[:2]}/{KEY}"]
 
 
 def test_threads_share_a_cache(root: Path) -> None:

@@ -48,6 +48,12 @@ def test_pack_that_is_cut_short_stores_nothing(packed: Path, tmp_path: Path, cut
     assert not (tmp_path / "there").exists()
 
 
+def test_pack_that_is_longer_than_it_says_stores_nothing(packed: Path, tmp_path: Path) -> None:
+    packed.write_bytes(packed.read_bytes() + b"x")
+    with pytest.raises(CacheError, match="longer than it says"):
+        unpack(opened(tmp_path / "there").cache, str(packed))
+
+
 def test_pack_with_any_flipped_bit_stores_nothing(packed: Path, tmp_path: Path) -> None:
     whole = packed.read_bytes()
     there = opened(tmp_path / "there")

@@ -12,7 +12,15 @@ from typing import Any, TypeVar
 from attrs import frozen
 
 from intarsia.cache.chain import Guarded
-from intarsia.cache.entry import BadEntry, Bytes, Entry, Unusable, decode_entry, encode_entry
+from intarsia.cache.entry import (
+    BadEntry,
+    Bytes,
+    Entry,
+    Header,
+    Unusable,
+    decode_entry,
+    encode_entry,
+)
 from intarsia.cache.flight import Flight
 from intarsia.cache.journal import Journal
 from intarsia.cache.key import Difference, check_key, differences, key_of
@@ -87,6 +95,7 @@ class Cache:
         self._warn = warn
         self._note = note
         self._spurned: set[str] = set()
+        self._headers: dict[str, Header] = {}
         self._flight = Flight(self.root, partial(self._tally.add, "waits"))
 
     @property
@@ -194,7 +203,8 @@ class Cache:
         """Return one line: what differs from the nearest entry, or that there is none."""
         near = self.nearest(kind, factors)
         if near is None:
-            return "no entry yet"
+            usable = any(place.usable for place in self.places)
+            return "no entry yet" if usable else "there is no store that can be used"
         if not near.differences:
             return f"entry {near.key[:12]} has the same factors and was not used"
         shown = [str(item) for item in near.differences[:_SHOWN_DIFFERENCES]]
@@ -268,9 +278,11 @@ class Cache:
             used = {key: stat.modified for key in keys if (stat := place.stat(key))}
             keys = sorted(used, key=lambda key: used[key], reverse=True)[:limit]
         for key in keys:
-            header = place.header(key)
-            if header is not None and header.kind == kind:
-                yield key, header.factors
+            header = self._headers.get(key) or place.header(key)
+            if header is not None:
+                self._headers[key] = header  # an entry never changes
+                if header.kind == kind:
+                    yield key, header.factors
 
 
 def _check_asked_for(entry: Entry, kind: str, factors: Mapping[str, str]) -> None:

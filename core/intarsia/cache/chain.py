@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from intarsia.cache.entry import HEAD, BadEntry, Header, WrongSecret, read_header
+from intarsia.cache.entry import HEAD, BadEntry, Header, WrongSecret, header_end, read_header
 from intarsia.cache.folder import UntrustedFolder
 from intarsia.cache.local import LocalStore
 from intarsia.errors import CacheError
@@ -121,14 +121,14 @@ class Guarded:
         return True
 
     def _header(self, key: str) -> Header | None:
+        first = self._head(key, HEAD)
+        if first is None:
+            return None
+        return read_header(first) or read_header(self._head(key, header_end(first)) or b"")
+
+    def _head(self, key: str, size: int) -> bytes | None:
         head: Callable[[str, int], bytes | None] | None = getattr(self.store, "head", None)
-        if head is not None:
-            first = head(key, HEAD)
-            found = read_header(first) if first is not None else None
-            if first is None or found is not None:
-                return found
-        data = self.store.get(key)
-        return read_header(data) if data is not None else None
+        return head(key, size) if head is not None else self.store.get(key)
 
     def _asked(self, action: str, call: Callable[[], T], instead: D) -> T | D:
         if not self.usable:

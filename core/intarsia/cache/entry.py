@@ -29,7 +29,7 @@ from intarsia.errors import CacheError
 
 __all__ = [
     "HEAD", "BadEntry", "Entry", "Header", "Unusable", "WrongSecret",
-    "decode_entry", "encode_entry", "read_header",
+    "decode_entry", "encode_entry", "header_end", "read_header",
 ]  # fmt: skip
 
 _MAGIC = b"INTARSA\x01"
@@ -37,7 +37,7 @@ _SIZES = struct.Struct("<8sIQ")
 _HASH = hashlib.sha256().digest_size
 _PREAMBLE = _SIZES.size + 2 * _HASH
 _UNSIGNED = bytes(_HASH)
-HEAD = 64 * 1024
+HEAD = 8 * 1024
 """Bytes from the front of an entry that hold the header of nearly every one."""
 
 Bytes: TypeAlias = bytes | memoryview
@@ -133,6 +133,11 @@ def read_header(data: Bytes) -> Header | None:
     view = memoryview(data)
     header_size, _ = _sizes(view)
     return _parsed(view, header_size) if len(view) >= _PREAMBLE + header_size else None
+
+
+def header_end(data: Bytes) -> int:
+    """Return how many bytes from the front hold the header; raises as `read_header` does."""
+    return _PREAMBLE + _sizes(memoryview(data))[0]
 
 
 def _sizes(view: memoryview) -> tuple[int, int]:
