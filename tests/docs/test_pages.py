@@ -39,7 +39,9 @@ def readme_plugin() -> str:
 def test_python_snippet_runs(name: str, source: str, tmp_path: Path) -> None:
     file = tmp_path / "snippet.py"  # a file, because tracing wants to read its source
     file.write_text(source)
-    done = subprocess.run([sys.executable, file], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, file], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
 
 
