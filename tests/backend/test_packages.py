@@ -183,7 +183,7 @@ def test_a_noexec_folder_is_named_in_the_refusal(
     unshare = shutil.which("unshare")
     cache = tmp_path / "home" / ".cache"
     cache.mkdir(parents=True)
-    script = f"mount -t tmpfs -o noexec,mode=700 tmpfs {cache} && exec \"$@\""
+    script = f'mount -t tmpfs -o noexec,mode=700 tmpfs {cache} && exec "$@"'
     prefix = [str(unshare), "-rm", "/bin/sh", "-c", f"export PATH=/bin:/usr/bin; {script}", "sh"]
     if unshare is None or subprocess.run([*prefix, "true"], check=False).returncode:
         pytest.skip("this machine allows no private mounts")
@@ -499,13 +499,18 @@ def test_a_case_equals_eager_or_is_refused(case: str) -> None:
         function = packaged(request)
         low = {name: bounds[0] for name, bounds in request.box.items()}
         for extra in (0, 1, 4, 6):
-            sizes = {n: min(request.box[n][1], lo + extra + k) for k, (n, lo) in enumerate(low.items())}
+            sizes = {
+                n: min(request.box[n][1], lo + extra + k) for k, (n, lo) in enumerate(low.items())
+            }
             compare(function, request, sizes)
 
 
 @pytest.mark.slow
 def test_a_box_that_begins_at_zero_is_right_at_zero() -> None:
-    x, w = TensorInfo("float32", ("n", 8), (8, 1), "cpu"), TensorInfo("float32", (8, 8), (8, 1), "cpu")
+    x, w = (
+        TensorInfo("float32", ("n", 8), (8, 1), "cpu"),
+        TensorInfo("float32", (8, 8), (8, 1), "cpu"),
+    )
     graph = torch.fx.Graph()
     first, second = graph.placeholder("x"), graph.placeholder("w")
     product = graph.call_function(torch.matmul, (first, second))
