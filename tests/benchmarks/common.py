@@ -61,7 +61,9 @@ def run_child(
         "TRITON_CACHE_DIR": str(caches / "triton"), "TORCHINDUCTOR_COMPILE_THREADS": "1",
         "PYTHONPATH": str(ROOT), **(environment or {}),
     }  # fmt: skip
-    variables.pop("PYTHONDONTWRITEBYTECODE", None)  # compiled modules are kept, as they are for a user
+    variables.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # compiled modules are kept, as they are for a user
     done = subprocess.run(
         [sys.executable, str(script), *arguments], env=variables, capture_output=True, text=True,
         timeout=580, check=False,

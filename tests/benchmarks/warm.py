@@ -118,9 +118,7 @@ def custom_op() -> dict[str, Any]:
         return x * 2
 
     schema = "(Tensor x) -> Tensor"
-    twice = torch.library.custom_op(
-        "intarsia_bench::twice", double, mutates_args=(), schema=schema
-    )
+    twice = torch.library.custom_op("intarsia_bench::twice", double, mutates_args=(), schema=schema)
     begun = time.process_time()
     twice(torch.ones(3))
     return {"start": time.process_time() - begun}

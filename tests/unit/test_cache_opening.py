@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import fsspec
+import platformdirs
 import pytest
 
 from intarsia.cache import open_cache
@@ -41,6 +42,17 @@ def test_cache_off_is_none_and_true_is_the_users_directory(home: Path) -> None:
     assert names(True) == [str(home)]
     assert user_root() == str(home)
     assert not home.exists(), "opening a cache creates nothing"
+
+
+def test_home_that_stays_a_tilde_becomes_no_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: f"~/.cache/{name}")
+    one = opened(True)
+    assert one.save() is False
+    assert len(one.warnings) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_cache_off_makes_no_file_system_access() -> None:

@@ -39,6 +39,17 @@ def test_pack_brings_a_plan_and_what_it_uses(packed: Path, tmp_path: Path) -> No
     assert (again.stored, again.present) == ((), done.stored)
 
 
+def test_everything_that_is_used_is_packed_once_however_deep(tmp_path: Path) -> None:
+    one = opened(tmp_path / "here")
+    one.save()
+    names = {n: key_of("piece", {"n": n}) for n in ("a", "b", "c")}
+    for n, uses in (("a", [names["b"], KEY, names["c"]]), ("b", [KEY]), ("c", [names["b"]])):
+        one.cache.save("piece", {"n": n}, b"x", meta={"uses": uses})
+    packed = pack(one.cache, [names["a"]], str(tmp_path / "p"))
+    assert sorted(packed) == sorted([*names.values(), KEY])
+    assert packed[0] == names["a"]
+
+
 @pytest.mark.parametrize("cut", [0, 7, 11, 15, 100, -1, -9000])
 def test_pack_that_is_cut_short_stores_nothing(packed: Path, tmp_path: Path, cut: int) -> None:
     packed.write_bytes(packed.read_bytes()[:cut])

@@ -273,11 +273,7 @@ class Cache:
         place = next(iter([p for p in self.places if p.local is not None] or self.places), None)
         if place is None:
             return
-        keys = place.keys()
-        if len(keys) > limit:
-            used = {key: stat.modified for key in keys if (stat := place.stat(key))}
-            keys = sorted(used, key=lambda key: used[key], reverse=True)[:limit]
-        for key in keys:
+        for key in place.newest(limit):
             header = self._headers.get(key) or place.header(key)
             if header is not None:
                 self._headers[key] = header  # an entry never changes

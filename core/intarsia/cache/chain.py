@@ -78,6 +78,13 @@ class Guarded:
         """Return every key."""
         return self._asked("list", lambda: list(self.store.list()), [])
 
+    def newest(self, limit: int) -> list[str]:
+        """Return the keys of the entries that were used last, where the store knows; else any."""
+        local = self.local
+        if local is not None:
+            return self._asked("list", lambda: list(local.newest(limit)), [])
+        return self.keys()[:limit]
+
     def put(self, key: str, data: bytes) -> bool | None:
         """Store the bytes; False: the key exists already, None: the save was skipped."""
         if not self.saving:

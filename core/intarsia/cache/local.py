@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from heapq import nlargest
 
 from intarsia.cache.entry import BadEntry
 from intarsia.cache.folder import Folder, make_root
@@ -72,13 +73,17 @@ class LocalStore:
 
     def list(self) -> Iterator[str]:
         """Return every key, in alphabetical order."""
-        try:
-            with Folder(self.root) as root:
-                for name in root.names():
-                    if _SHELF.fullmatch(name):
-                        yield from _keys(root, name)
-        except FileNotFoundError:
-            return
+        for shelf in self._shelves():
+            yield from _keys(shelf)
+
+    def newest(self, limit: int) -> Iterator[str]:
+        """Return the keys of the entries that were used last."""
+        used = []
+        for shelf in self._shelves():
+            for key in _keys(shelf):
+                with suppress(FileNotFoundError):
+                    used.append((shelf.stat(key).st_mtime, key))
+        return (key for _, key in nlargest(limit, used))
 
     def delete(self, key: str) -> None:
         """Remove an entry; absent is fine."""
@@ -115,6 +120,16 @@ class LocalStore:
         with Folder(self.root) as root:
             return InUse.is_marked(root, key)
 
+    def _shelves(self) -> Iterator[Folder]:
+        """Return every folder of entries, open until the next one is asked for."""
+        try:
+            with Folder(self.root) as root:
+                for name in filter(_SHELF.fullmatch, root.names()):
+                    with suppress(FileNotFoundError), Folder(name, within=root) as shelf:
+                        yield shelf
+        except FileNotFoundError:
+            return
+
     def _read(self, key: str, limit: int | None) -> bytes | None:
         try:
             with self._shelf(key) as shelf:
@@ -128,12 +143,9 @@ class LocalStore:
             yield shelf
 
 
-def _keys(root: Folder, name: str) -> list[str]:
-    try:
-        with Folder(name, within=root) as shelf:
-            return [key for key in shelf.names() if is_key(key) and key.startswith(name)]
-    except FileNotFoundError:
-        return []
+def _keys(shelf: Folder) -> list[str]:
+    name = os.path.basename(shelf.path)
+    return [key for key in shelf.names() if is_key(key) and key.startswith(name)]
 
 
 def _was_replaced(shelf: Folder, key: str, data: bytes) -> bool:
