@@ -170,5 +170,5 @@ def target_of(job: Job) -> Target:
     """Return what a bundle is loaded for."""
     return Target(
         job.model, job.name, job.host, job.place.device, job.events, job.config.check,
-        {p.name: p.default for p in job.call.parameters if p.has_default}, job.call.values,
+        {p.name: p.default for p in job.call.parameters if p.has_default}, job.call.complete(),
     )  # fmt: skip

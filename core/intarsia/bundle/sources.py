@@ -97,7 +97,8 @@ def inlined_sources(codes: Iterable[CodeType], model: Any) -> tuple[dict[str, st
 def _stands_in_file(code: CodeType) -> bool:
     """Say whether a file, as it is now, still has this very code."""
     try:
-        whole = compile(Path(code.co_filename).read_bytes(), code.co_filename, "exec")
+        source = Path(code.co_filename).read_bytes()
+        whole = compile(source, code.co_filename, "exec", dont_inherit=True)
     except (OSError, SyntaxError, ValueError):
         return False
     wanted = (code.co_qualname, code_digest(code))

@@ -29,6 +29,12 @@ class Call:
     parameters: tuple[Parameter, ...]
     values: Mapping[str, Any]
 
+    def complete(self) -> dict[str, Any]:
+        """Return the value of every parameter, what the call leaves out included."""
+        empty: Mapping[str, Any] = {"args": (), "kwargs": {}}
+        left_out = {p.name: empty.get(p.kind, p.default) for p in self.parameters}
+        return {**left_out, **self.values}
+
     def split(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the call's (args, kwargs)."""
         args: list[Any] = []

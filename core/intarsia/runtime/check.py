@@ -7,6 +7,7 @@ returns an alias of its input corrupts later results.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -161,8 +162,28 @@ class _Needed(dict[str, int]):
     """A mapping for `eval`: a missing symbol is a KeyError rather than a NameError."""
 
 
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_FUNCTIONS: Mapping[str, Callable[..., int]] = {
+    "FloorDiv": lambda a, b: a // b, "CleanDiv": lambda a, b: a // b, "Mod": lambda a, b: a % b,
+    "PythonMod": lambda a, b: a % b, "CeilDiv": lambda a, b: -(-a // b), "Max": max, "Min": min,
+    "ModularIndexing": lambda a, b, c: (a // b) % c,
+}  # fmt: skip
+"""The functions of torch's sympy in the sizes of models; with others sympy reads the expression."""
+
+
 def _compiled(size: str, signature: PieceSignature) -> Size:
-    import sympy
+    names = set(_NAME.findall(size))
+    free = sorted(names & set(signature.box))
+    if names <= {*signature.box, *_FUNCTIONS}:
+        code = compile(size, "<size>", "eval", dont_inherit=True)
+        return lambda symbols: eval(code, {**_FUNCTIONS, **{n: symbols[n] for n in free}})
+    return _compiled_by_sympy(size, signature)
+
+
+def _compiled_by_sympy(size: str, signature: PieceSignature) -> Size:
+    import math
+
+    import sympy  # a start that compiles nothing should not import it
 
     parsed = torch_compat.parse_expression(
         size, {name: sympy.Symbol(name, integer=True) for name in signature.box}
@@ -170,6 +191,4 @@ def _compiled(size: str, signature: PieceSignature) -> Size:
     free = sorted(str(s) for s in parsed.free_symbols)
     source = torch_compat.python_source(parsed, {s: str(s) for s in parsed.free_symbols})
     code = compile(source, "<size>", "eval")
-    import math
-
     return lambda symbols: eval(code, {"math": math, **{n: symbols[n] for n in free}})
