@@ -26,7 +26,7 @@ from tests.faults.sabotage import Model, compilers, needs_linux, saboteur, warni
 
 __all__ = ["saboteur"]
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("saboteur"), needs_linux]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("saboteur"), needs_linux]
 
 
 class Shelf:
