@@ -35,9 +35,15 @@ def compiled(how: str, *, once: Path | str = "", pieces: int = 1, **settings: An
     """Compile the model with the saboteur first and eager last, and check the result."""
     torch.manual_seed(0)
     model, x = Model(pieces), torch.randn(3, 8)
-    chosen = {"compilers": ["saboteur", "eager"], "workers": 1, "compile_timeout": 60.0, **settings}
+    chosen = {
+        "compilers": ["saboteur", "eager"],
+        "workers": 1,
+        "compile_timeout": 60.0,
+        "cache": False,
+        **settings,
+    }
     made = intarsia.compile(
-        model, (x,), dynamic={"x": {0: "n"}}, split_at=["torch.sigmoid"], cache=False,
+        model, (x,), dynamic={"x": {0: "n"}}, split_at=["torch.sigmoid"],
         options={"saboteur": {"how": how, "once": str(once)}}, **chosen,
     )  # fmt: skip
     with torch.no_grad():

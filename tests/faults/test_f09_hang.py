@@ -18,7 +18,7 @@ from tests.faults.sabotage import (
 
 __all__ = ["saboteur"]
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("saboteur"), needs_linux]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("saboteur"), needs_linux]
 
 NEXT = ["saboteur failed", "eager compiled"]
 

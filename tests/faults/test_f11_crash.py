@@ -23,7 +23,7 @@ from tests.faults.sabotage import (
 
 __all__ = ["saboteur"]
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("saboteur"), needs_linux]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("saboteur"), needs_linux]
 
 ROOT = Path(__file__).resolve().parents[2]
 NEXT = ["saboteur failed", "eager compiled"]
@@ -78,24 +78,14 @@ SCRIPT = """
     import json, logging, sys
     sys.path[:0] = {paths!r}
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
-    from intarsia.cache.journal import Journal
-    from intarsia.compiling import scheduler
     from tests.faults.sabotage import compiled, compilers
 
-    class Noting(scheduler.Scheduler):
-        # The front door does not give the journal yet.
-        def __init__(self, *arguments, **keywords):
-            super().__init__(*arguments, **keywords)
-            self.journal = Journal({root!r})
-
-    import intarsia.cold
-    intarsia.cold.Scheduler = Noting
-    print(json.dumps(compilers(compiled({how!r}, workers={workers}))))
+    print(json.dumps(compilers(compiled({how!r}, workers={workers}, cache={root!r}))))
 """
 
 
 def run(how: str, workers: int | None, root: Path) -> subprocess.CompletedProcess[str]:
-    """Compile in a new process that keeps a crash journal."""
+    """Compile in a new process whose cache has a crash journal."""
     paths = [str(ROOT / "core"), str(ROOT / "plugins"), str(ROOT), str(PLUGINS)]
     script = textwrap.dedent(SCRIPT).format(paths=paths, root=str(root), how=how, workers=workers)
     return subprocess.run(

@@ -22,7 +22,7 @@ from tests.processes import eventually
 
 __all__ = ["saboteur"]
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("saboteur"), needs_linux]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("saboteur"), needs_linux]
 
 CLEAN = [["saboteur compiled"]]
 
