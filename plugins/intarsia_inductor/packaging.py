@@ -61,12 +61,12 @@ def make_package(
             refusals.append(error)  # what torch wraps around it says less
             raise
 
+    ours = {**CHEAP, **_for_device(request), **_one_cpp_library(settings)}
     folder = private_folder()
     try:
         library = torch_compat.inductor_package(
-            graph.module, graph.inputs, {**CHEAP, **_for_device(request), **settings},
-            str(folder), inspect,
-        )  # fmt: skip
+            graph.module, graph.inputs, {**ours, **settings}, str(folder), inspect
+        )
         files = _files(Path(library))
     except Exception as error:
         if refusals:
