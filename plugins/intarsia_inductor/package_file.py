@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
 import struct
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -79,6 +81,7 @@ def load_package(data: bytes | memoryview, device: torch.device) -> Callable[...
     """
     package = Package.from_bytes(data)
     refuse_other_torch(package.made_with)
+    _refuse_second_library(package.files[LIBRARY])
     folder = private_folder()
     try:
         if not _is_executable(folder):
@@ -90,6 +93,33 @@ def load_package(data: bytes | memoryview, device: torch.device) -> Callable[...
         shutil.rmtree(folder, ignore_errors=True)  # a loaded library stays mapped without its file
     return package.call.bind(run, threading.Lock())
 
+
+def _refuse_second_library(library: bytes | memoryview) -> None:
+    """Refuse a library that brings a C++ standard library of its own.
+
+    Torch's and its own then mix in `std::regex`, with which AOTInductor reads the device's name: a crash
+    on CUDA with torch 2.11, seen with a compiler whose libstdc++ is static.
+    """
+    if sys.platform == "linux" and cpp_library() and CPP_LIBRARY not in bytes(library):
+        raise CompileRejected(
+            "the package holds a C++ standard library of its own, and crashes beside torch's",
+            next_step="Set CXX to a compiler that links libstdc++ dynamically (often /usr/bin/g++).",
+        )
+
+
+@functools.cache
+def cpp_library() -> str:
+    """Return the C++ standard library that torch has loaded; "" where the system does not tell."""
+    try:
+        with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as lines:
+            paths = (line.split(maxsplit=5)[-1].strip() for line in lines if "/" in line)
+            return next((p for p in paths if CPP_LIBRARY.decode() in p), "")
+    except OSError:
+        return ""
+
+
+CPP_LIBRARY = b"libstdc++.so"
+"""How a library that does not hold the C++ standard library names it."""
 
 LIBRARY = "piece.so"
 """The library's name in a package; "piece.json" beside it names the operators that it calls by name."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,14 @@ from intarsia.compiling.soundness import refuse_assumptions
 from intarsia.errors import CompileRejected
 from intarsia.interfaces import CompileRequest
 from intarsia_inductor.calls import refuse
-from intarsia_inductor.package_file import LIBRARY, Package, load_package, made_with, private_folder
+from intarsia_inductor.package_file import (
+    LIBRARY,
+    Package,
+    cpp_library,
+    load_package,
+    made_with,
+    private_folder,
+)
 from intarsia_inductor.packaged_graph import packaged_graph
 from intarsia_inductor.probe import in_child
 from intarsia_inductor.proof import here, prove
@@ -52,12 +61,12 @@ def make_package(
             refusals.append(error)  # what torch wraps around it says less
             raise
 
+    ours = {**CHEAP, **_for_device(request), **_one_cpp_library(settings)}
     folder = private_folder()
     try:
         library = torch_compat.inductor_package(
-            graph.module, graph.inputs, {**CHEAP, **_for_device(request), **settings},
-            str(folder), inspect,
-        )  # fmt: skip
+            graph.module, graph.inputs, {**ours, **settings}, str(folder), inspect
+        )
         files = _files(Path(library))
     except Exception as error:
         if refusals:
@@ -98,12 +107,29 @@ def _quick(error: CompileRejected) -> CompileRejected:
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "error:" in line), lines[0] if lines else "")
 
 
 def _for_device(request: CompileRequest) -> Mapping[str, Any]:
     # Otherwise a library on a GPU names its kernels' files by path.
     return {} if request.device_type == "cpu" else {"aot_inductor.embed_kernel_binary": True}
+
+
+def _one_cpp_library(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Link the C++ standard library that torch has loaded, by its file.
+
+    A compiler that has it as an archive alone would put a second one into the package.
+    """
+    setting = "aot_inductor.custom_op_libs"
+    loaded = cpp_library()
+    if sys.platform != "linux" or not loaded or setting in settings:
+        return {}
+    if setting not in torch_compat.inductor_options():
+        return {}
+    # "-l:FILE" is looked for below the folders of libraries, of which torch's is one.
+    torch_libraries = os.path.realpath(Path(torch.__file__).parent / "lib")
+    return {setting: [f":{os.path.relpath(os.path.realpath(loaded), torch_libraries)}"]}
 
 
 def _device(request: CompileRequest) -> torch.device:

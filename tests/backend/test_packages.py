@@ -219,12 +219,50 @@ def test_a_load_that_crashes_is_found_out_in_another_process(tmp_path: Path) -> 
     source, library = tmp_path / "crash.cpp", tmp_path / "crash.so"
     source.write_text("__attribute__((constructor)) static void f() { *(volatile int*)0 = 1; }")
     subprocess.run(["g++", "-shared", "-fPIC", "-o", library, source], check=True)
+    content = library.read_bytes() + b"libstdc++.so"
     call = PackageCall(1, (0,), (), ("made[0]",))
-    data = Package(call, made_with(), {LIBRARY: library.read_bytes()}).to_bytes()
+    data = Package(call, made_with(), {LIBRARY: content}).to_bytes()
     signature = PieceSignature((TensorInfo("float32", ("n",), (1,), "cpu"),), (), {"n": (1, 9)})
     answer = probe_load(data, signature, CPU)
     assert not answer
     assert "SIGSEGV" in answer.reason
+
+
+def static_compiler(folder: Path) -> Path:
+    """A C++ compiler that puts libstdc++ into every library, as one without the shared one does."""
+    compiler = folder / "g++"
+    compiler.write_text(
+        '#!/bin/sh\ncase " $* " in *" -shared "*) exec g++ -static-libstdc++ "$@";; esac\n'
+        'exec g++ "$@"\n'
+    )
+    compiler.chmod(0o755)
+    return compiler
+
+
+def test_a_package_with_a_cpp_library_of_its_own_is_refused_before_it_crashes(
+    tmp_path: Path,
+) -> None:
+    source, library = tmp_path / "own.cpp", tmp_path / "own.so"
+    source.write_text(
+        '#include <regex>\nbool f() { return std::regex_match("a", std::regex("a")); }'
+    )
+    command = [static_compiler(tmp_path), "-shared", "-fPIC", "-o", library, source]
+    subprocess.run(command, check=True)
+    call = PackageCall(1, (0,), (), ("made[0]",))
+    data = Package(call, made_with(), {LIBRARY: library.read_bytes()}).to_bytes()
+    with pytest.raises(CompileRejected, match=r"C\+\+ standard library of its own"):
+        load_package(data, CPU)
+
+
+@pytest.mark.slow
+def test_a_compiler_with_a_static_cpp_library_makes_packages_that_use_torchs(
+    tmp_path: Path,
+) -> None:
+    (request,) = recorded(mlp, (torch.randn(5, 8), torch.randn(8, 8)), ROWS)
+    compiler = InductorCompiler({"cpp.cxx": (None, str(static_compiler(tmp_path)))}, None)
+    result = compiler.compile(again(request, "package"))
+    assert result.note == "package, compared with eager"
+    compare(result.callable, request, dict.fromkeys(request.box, 3))
 
 
 # ------------------------------------------------------------------------------------------- refusals
