@@ -31,6 +31,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the actions of this subcommand, each with its options."""
+    parser.description = f"{parser.description} Each action takes --json and the settings."
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, (purpose, arguments, _) in ACTIONS.items():
         sub = actions.add_parser(name, help=purpose, description=f"{purpose.capitalize()}.")
