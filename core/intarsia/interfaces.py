@@ -270,6 +270,8 @@ class Compiler(Protocol):
     - `bind(callable, weights) -> callable`, called once per piece *instance* after a load, and again
       on `rebind()`; `weights` maps input index -> tensor, and the returned callable takes the same
       inputs. Pre-pack weights here: equal pieces still share one artifact.
+    - `loads(tier) -> Decision`: whether artifacts of a tier can be loaded in this process, asked before
+      packages are made in the background.
     - `close()`, called once, when the interpreter exits: models of one process share the instance.
 
     A callable may have `close()` too. That of `CompileResult.callable` is called when the compiled model

@@ -25,11 +25,12 @@ from intarsia.interfaces import (
     OpView,
     PieceSignature,
     TensorInfo,
+    Tier,
 )
 from intarsia_inductor import ENVIRONMENT
 from intarsia_inductor.calls import boxed
 from intarsia_inductor.identity import NoIdentity, identity
-from intarsia_inductor.package_file import is_package, load_package
+from intarsia_inductor.package_file import is_package, load_package, packages_load_here
 from intarsia_inductor.quick import load_quick, make_quick
 
 _process_lock = threading.Lock()
@@ -105,6 +106,10 @@ class InductorCompiler:
         if is_package(artifact):
             return load_package(artifact, _device_of(signature, device))
         return load_quick(artifact, _process_lock)
+
+    def loads(self, tier: Tier) -> Decision:
+        """Say whether artifacts of a tier can be loaded in this process."""
+        return packages_load_here() if tier == "package" else Decision(True)
 
     def factors(self) -> Mapping[str, str] | None:
         """Return what decides the generated code; None where a pass cannot be told from another.

@@ -19,6 +19,7 @@ from attrs import frozen
 
 from intarsia import torch_compat
 from intarsia.errors import CompileRejected
+from intarsia.interfaces import Decision
 from intarsia_inductor.calls import PackageCall
 
 MAGIC = b"intarsia-aoti-1\n"
@@ -69,6 +70,19 @@ class Package:
 def is_package(data: bytes | memoryview) -> bool:
     """Say whether an artifact is a package."""
     return bytes(data[: len(MAGIC)]) == MAGIC
+
+
+def packages_load_here() -> Decision:
+    """Say whether a package could be loaded in this process: whether a file of ours can be executed."""
+    try:
+        folder = private_folder()
+        try:
+            executable = _is_executable(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except CompileRejected as error:
+        return Decision(False, str(error))
+    return Decision(True) if executable else Decision(False, str(_noexec(folder.parent)))
 
 
 def load_package(data: bytes | memoryview, device: torch.device) -> Callable[..., Sequence[Any]]:

@@ -17,12 +17,13 @@ from typing import Any
 from attrs import define, evolve, field, frozen
 
 from intarsia.cache.cache import Cache
+from intarsia.cache.entry import Entry, Unusable
 from intarsia.compiling.instances import built_for
 from intarsia.compiling.kept import KIND, loaded_piece
 from intarsia.config import ResolvedConfig
 from intarsia.errors import CompileRejected, IntarsiaError
 from intarsia.host import Host
-from intarsia.interfaces import CompileResult, PieceSignature
+from intarsia.interfaces import CompileResult, Decision, PieceSignature
 from intarsia.report.events import EventStream
 from intarsia.runtime.bound import PieceFunction
 
@@ -63,16 +64,18 @@ class Packages:
     swap: Callable[[Mapping[int, PieceFunction]], bool]
     keep: Callable[[Mapping[int, PieceFunction]], None]
     made: dict[int, PieceFunction] = field(factory=dict, init=False)
-    refused: dict[int, str] = field(factory=dict, init=False)
-    failed: dict[int, str] = field(factory=dict, init=False)
+    refused: dict[str, str] = field(factory=dict, init=False)
+    failed: dict[str, str] = field(factory=dict, init=False)
+    unloadable: dict[str, str] = field(factory=dict, init=False)
     cancelled: bool = field(default=False, init=False)
     _futures: list[Future[Any]] = field(factory=list, init=False)
+    _count: int = field(default=0, init=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
     _ended: threading.Event = field(factory=threading.Event, init=False)
 
     def start(self, *, background: bool = True) -> None:
         """Start to make what the cache does not have; with `background`, at low priority."""
-        missing = [task for task in self.tasks if not self._cached(task)]
+        missing = [task for task in self.tasks if self._loads(task) and not self._cached(task)]
         if not missing:
             self._settle()
             return
@@ -89,7 +92,8 @@ class Packages:
                 job_deadline=self.resolved.config.compile_timeout,
             )  # fmt: skip
             self._futures.append(future)
-            future.add_done_callback(functools.partial(self._done, task))
+        for task, sent in zip(missing, list(self._futures), strict=True):
+            sent.add_done_callback(functools.partial(self._done, task))
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until every task has ended; says whether that was within `timeout` seconds."""
@@ -108,16 +112,32 @@ class Packages:
 
     # -- one task
 
+    def _loads(self, task: PackageTask) -> bool:
+        """Say whether a package of a task's compiler could be loaded here; if not, it is not made."""
+        made = built_for(self.host, self.host.compiler(task.compiler), self.device)
+        loads = getattr(made.compiler, "loads", None)
+        answer = Decision(True) if loads is None else loads("package")
+        if not answer:
+            self.unloadable[task.name] = answer.reason
+        return bool(answer)
+
     def _cached(self, task: PackageTask) -> bool:
+        """Take a package from the cache; also where it is there and cannot be used here, none is made."""
         if self.cache is None:
             return False
         made = built_for(self.host, self.host.compiler(task.compiler), self.device)
-        found = self.cache.load(
-            KIND, task.factors, lambda entry: loaded_piece(entry, made, task.signature, self.device)
-        )
+
+        def use(entry: Entry) -> CompileResult:
+            try:
+                return loaded_piece(entry, made, task.signature, self.device)
+            except Unusable as error:
+                self.unloadable[task.name] = str(error)
+                raise
+
+        found = self.cache.load(KIND, task.factors, use)
         if found is not None:
             self.made[task.function] = self._function(task, found)
-        return found is not None
+        return found is not None or task.name in self.unloadable
 
     def _function(self, task: PackageTask, made: CompileResult) -> PieceFunction:
         instance = built_for(self.host, self.host.compiler(task.compiler), self.device)
@@ -131,16 +151,15 @@ class Packages:
         try:
             self._take(task, future.result())
         except CompileRejected as error:
-            self.refused[task.function] = str(error) if error.why else error.what
-            self._tell(task, f"stays quick: {self.refused[task.function]}")
+            self.refused[task.name] = str(error) if error.why else error.what
         except Exception as error:  # of the worker, or of a compiler
-            self.failed[task.function] = f"{type(error).__name__}: {error}"
-            self._tell(task, f"has no package this time: {self.failed[task.function]}")
+            self.failed[task.name] = f"{type(error).__name__}: {error}"
         with self._lock:
-            ended = len(self.made) + len(self.refused) + len(self.failed)
+            self._count += 1
+            ended = self._count
         self.events.send("package", phase="package", done=ended, total=len(self.tasks),
                          message=f"{task.name} by {task.compiler}")  # fmt: skip
-        if ended == len(self.tasks):
+        if ended == len(self._futures):
             self._settle()
 
     def _take(self, task: PackageTask, answer: Mapping[str, Any]) -> None:
@@ -159,19 +178,24 @@ class Packages:
             meta = {"needs": list(result.needs), "note": result.note, "name": task.name}
             self.cache.save(KIND, task.factors, artifact, meta=meta)
 
-    def _tell(self, task: PackageTask, what: str) -> None:
-        self.events.warn(f"{task.name} {what}", kind="package", piece=task.name)
+    def _tell(self, reasons: Mapping[str, str], what: str) -> None:
+        """Say why pieces have no package: one line for each reason."""
+        for reason in dict.fromkeys(reasons.values()):
+            names = [name for name, why in reasons.items() if why == reason]
+            self.events.warn(f"{', '.join(names)} {what}: {reason}", kind="package", pieces=names)
 
     # -- all of them
 
     def _settle(self) -> None:
         """Put the packages in, and keep the plan with them unless a later start may do better."""
         begun = time.monotonic()
+        self._tell({**self.unloadable, **self.refused}, "stay quick")
+        self._tell(self.failed, "have no package this time")
         try:
-            if self.made and not self.cancelled:
-                swapped = self.swap(self.made)
-                if not self.failed:
-                    self.keep(self.made)
+            if not self.cancelled:
+                swapped = bool(self.made) and self.swap(self.made)
+                if not self.failed and not self.unloadable:
+                    self.keep(self.made)  # also without any: the next start need not try again
                 what = "are in use" if swapped else "are kept for the next start"
                 self.events.send("packages", phase="package", done=len(self.made),
                                  total=len(self.tasks), message=f"{len(self.made)} packages {what}",
