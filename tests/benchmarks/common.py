@@ -59,7 +59,8 @@ def run_child(
     variables = {
         **os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
         "TRITON_CACHE_DIR": str(caches / "triton"), "TORCHINDUCTOR_COMPILE_THREADS": "1",
-        "PYTHONPATH": str(ROOT), **(environment or {}),
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "core", ROOT / "plugins", ROOT))),
+        **(environment or {}),
     }  # fmt: skip
     variables.pop(
         "PYTHONDONTWRITEBYTECODE", None
