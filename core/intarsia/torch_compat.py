@@ -8,6 +8,7 @@ Dynamo and Inductor imports cost seconds, and a warm start must not pay them.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import re
 import threading
@@ -1072,13 +1073,19 @@ def inductor_changes() -> dict[str, Any]:
         return {}
     changed: dict[str, Any] = {}
     for name, entry in list(module._config.items()):
-        value = entry.user_override.get() if entry.alias is None else _NOTHING
+        value = _overriding(entry) if entry.alias is None else _NOTHING
         if value is not entry.default and not _is_unset(value) and value != entry.default:
             changed[name] = value
     return changed
 
 
 _NOTHING = object()
+
+
+def _overriding(entry: Any) -> Any:
+    """Return what a user set: a context variable in newer torch, the value itself in 2.11."""
+    override = entry.user_override
+    return override.get() if isinstance(override, contextvars.ContextVar) else override
 
 
 def _is_unset(value: Any) -> bool:
