@@ -204,26 +204,8 @@ class ColdCompile:
             make_frozen=lambda: graphs[0].frozen, make_report=lambda: report,
             explain=lambda now, sources: explain(now, symbols, sources),
         )  # fmt: skip
-        wanted = self._to_package(parts, outcomes)
+        wanted = self.pipeline.packageable(parts, outcomes)
         return Made(Compiled(engine), front, boxes, graphs, report, symbols, wanted)
-
-    def _to_package(
-        self, parts: Parts, outcomes: Sequence[Mapping[int, Outcome]]
-    ) -> list[tuple[Any, Task, str]]:
-        """Return the distinct pieces whose compiler can make a package of them, and has not yet."""
-        found: dict[int, tuple[Any, Task, str]] = {}
-        for (planned, split), made in zip(parts, outcomes, strict=True):
-            for task in self.pipeline.tasks(split, planned):
-                outcome = made[task.piece.index]
-                spec = self.job.host.compiler(outcome.compiler)
-                function = outcome.result.callable
-                if (
-                    "package" in spec.tiers
-                    and outcome.result.tier != "package"
-                    and not outcome.baked
-                ):
-                    found.setdefault(id(function), (function, task, outcome.compiler))
-        return list(found.values())
 
 
 def _mutated_arguments(graph: Graph) -> list[str]:

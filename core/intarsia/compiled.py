@@ -19,6 +19,7 @@ from intarsia.report.records import Report
 from intarsia.runtime.bound import BoundBox, Dispatcher, PieceFunction, close_callable
 from intarsia.runtime.contract import Entry, Memory, TensorContract, diagnose, relayout
 from intarsia.runtime.source import compile_source
+from intarsia.runtime.swapping import put_in
 from intarsia.runtime.uncovered import Uncovered
 from intarsia.runtime.weights import Announced, PlanInput, live_weights, owners, watch
 
@@ -175,26 +176,13 @@ class Engine:
         self.events.send("rebind", phase="bind", message="bound to the model's present weights")
 
     def swap(self, functions: Mapping[int, PieceFunction]) -> bool:
-        """Put others in the place of pieces, given by the id of the callable; says whether that was done.
-
-        Whole new bound plans are made beside the old ones and put in at once: a call that runs goes on in
-        the old ones.
-        """
+        """Put others in the place of pieces, given by the id of the callable; says whether that was done."""
         with self._lock:
             if self.is_final:
                 return False
-            boxes = tuple(self._swapped(box, functions) for box in self.dispatcher.boxes)
-            self.dispatcher.boxes = self.uncovered.boxes = boxes
-            self.dispatcher.forget()
+            put_in(functions, self.dispatcher, self.uncovered, self._converted)
         self.events.count("swap")
         return True
-
-    def _swapped(self, box: BoundBox, functions: Mapping[int, PieceFunction]) -> BoundBox:
-        mine = {i: functions.get(id(f.callable), f) for i, f in box.functions.items()}
-        made = BoundBox(box.planned, box.plan, mine, box.check, box.name,
-                        on_checked=self.dispatcher.forget, on_converted=self._converted)  # fmt: skip
-        made.bind(box.weights)
-        return made
 
     def end(self) -> None:
         """Stop what is on its way, and keep the plans as they are from now on."""

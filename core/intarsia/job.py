@@ -1,4 +1,4 @@
-"""One call of `intarsia.compile`: what was asked for, and where it is compiled."""
+"""One compile: what was asked for, and where it is compiled."""
 
 from __future__ import annotations
 
@@ -13,18 +13,40 @@ from intarsia.capture.dynamic import Dynamic, named_dims
 from intarsia.capture.structure import Path, walk
 from intarsia.config import Config, ResolvedConfig
 from intarsia.host import Host
-from intarsia.place import check_names, effective_settings
+from intarsia.place import Place, check_names, effective_settings
 from intarsia.report.events import EventStream
 
 _SERIAL = itertools.count(1)
 
 
-class Job:
-    """What a compile knows before anything is captured or loaded.
+class CompileJob:
+    """What every compile knows before anything is split or loaded, whichever door it came through.
 
     Attributes:
         name: what logs, reports and dumps call the model.
         place: the platform, device and settings in effect.
+    """
+
+    name: str
+    host: Host
+    events: EventStream
+    place: Place
+
+    @property
+    def resolved(self) -> ResolvedConfig:
+        """The settings in effect, and where each comes from."""
+        return self.place.resolved
+
+    @property
+    def config(self) -> Config:
+        """The settings in effect."""
+        return self.place.resolved.config
+
+
+class Job(CompileJob):
+    """One call of `intarsia.compile`.
+
+    Attributes:
         call: the example call.
         named: (argument path, dimension) -> symbol name.
     """
@@ -46,16 +68,6 @@ class Job:
         self.named: Mapping[tuple[str, int], str] = {
             (str(d.path), d.dim): d.name for d in named_dims(self.dynamic, self.call.values)
         }
-
-    @property
-    def resolved(self) -> ResolvedConfig:
-        """The settings in effect, and where each comes from."""
-        return self.place.resolved
-
-    @property
-    def config(self) -> Config:
-        """The settings in effect."""
-        return self.place.resolved.config
 
     def _tensors(self) -> list[torch.Tensor]:
         values = [v for _, v in walk(list(self.args), Path("args"))]

@@ -284,6 +284,25 @@ class Pipeline:
             for start, indices in spans
         ]
 
+    def packageable(
+        self, parts: Sequence[tuple[PlannedBox, SplitGraph]],
+        outcomes: Sequence[Mapping[int, Outcome]],
+    ) -> list[tuple[Any, Task, str]]:  # fmt: skip
+        """Return the distinct pieces whose compiler can make a package of them, and has not yet."""
+        found: dict[int, tuple[Any, Task, str]] = {}
+        for (planned, split), made in zip(parts, outcomes, strict=True):
+            for task in self.tasks(split, planned):
+                outcome = made[task.piece.index]
+                spec = self.host.compiler(outcome.compiler)
+                function = outcome.result.callable
+                if (
+                    "package" in spec.tiers
+                    and outcome.result.tier != "package"
+                    and not outcome.baked
+                ):
+                    found.setdefault(id(function), (function, task, outcome.compiler))
+        return list(found.values())
+
     def bound(
         self, planned: PlannedBox, plan: Plan, outcomes: Mapping[int, Outcome],
         weights: Sequence[Any],

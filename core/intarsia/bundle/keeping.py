@@ -14,7 +14,7 @@ from intarsia.cache.cache import Cache
 from intarsia.cache.entry import Entry, Unusable
 from intarsia.cache.key import key_of
 from intarsia.interfaces import Tier
-from intarsia.job import Job
+from intarsia.job import CompileJob, Job
 from intarsia.torch_compat import traced_function
 
 KIND = "bundle"
@@ -138,7 +138,7 @@ class PlanCache:
         self.job.events.send("unkept", message=line)
 
 
-def tiers_of(job: Job) -> tuple[Tier, ...]:
+def tiers_of(job: CompileJob) -> tuple[Tier, ...]:
     """Return which artifacts a compile looks for, the best first.
 
     With `deterministic` there is one only: two tiers are equal within the dtype's tolerance, not bit for

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 from attrs import fields, frozen
@@ -41,6 +41,26 @@ class NoKey(IntarsiaError):
     """A compile has no key without tracing, so its plan cannot be kept; the text says why."""
 
 
+class Chosen(Protocol):
+    """What the factors of every plan come from, whichever door its graph came through."""
+
+    @property
+    def config(self) -> Config:
+        """The settings in effect."""
+
+    @property
+    def host(self) -> Host:
+        """The plugins."""
+
+    @property
+    def platform(self) -> PlatformSpec:
+        """The platform."""
+
+    @property
+    def device(self) -> int | None:
+        """The device index, or None."""
+
+
 @frozen
 class Asked:
     """One compile, as it is asked for.
@@ -67,6 +87,15 @@ def lookup_factors(asked: Asked) -> dict[str, str]:
     Raises:
         NoKey: a compiler, rule or argument has no identity that another process could compare.
     """
+    return {**chosen_factors(asked), **model_factors(asked.model), **_arguments(asked)}
+
+
+def chosen_factors(asked: Chosen) -> dict[str, str]:
+    """Return the factors that do not depend on the model: torch, device, settings, plugins.
+
+    Raises:
+        NoKey: a compiler or rule has no identity that another process could compare.
+    """
     return {
         **torch_factors(),
         **platform_factors(asked.platform, traits_of(asked.platform, asked.device)),
@@ -74,15 +103,13 @@ def lookup_factors(asked: Asked) -> dict[str, str]:
         **_rules(asked),
         **_compilers(asked),
         **_plugins(asked.host),
-        **model_factors(asked.model),
-        **_arguments(asked),
     }
 
 
 # ----------------------------------------------------------------------------------- settings, plugins
 
 
-def _settings(asked: Asked) -> dict[str, str]:
+def _settings(asked: Chosen) -> dict[str, str]:
     found = {}
     plain = asked.config.to_dict()
     for attribute in fields(Config):
@@ -95,7 +122,7 @@ def _settings(asked: Asked) -> dict[str, str]:
     return found
 
 
-def _rules(asked: Asked) -> dict[str, str]:
+def _rules(asked: Chosen) -> dict[str, str]:
     config = asked.config
     wanted = config.split_at or tuple(asked.platform.rules)
     found = {"rules": json.dumps([_rule_text(v) for v in wanted])}
@@ -130,7 +157,7 @@ def _rule_identity(rule: Any) -> str:
     return function_identity(rule) if callable(rule) else str(rule)
 
 
-def _compilers(asked: Asked) -> dict[str, str]:
+def _compilers(asked: Chosen) -> dict[str, str]:
     config, platform = asked.config, asked.platform
     names = [*(config.compilers or platform.compilers), *config.split_by_support]
     for route in config.routes:
@@ -223,7 +250,7 @@ def _arguments(asked: Asked) -> dict[str, str]:
         "arguments layout": json.dumps({p: _layout(t) for p, t in tensors.items()}),
         "arguments ties": json.dumps(_ties(tensors)),
         "dynamic": json.dumps(sorted((p, d, n) for (p, d), n in asked.named.items())),
-        "autocast": _autocast(tensors.values()),
+        "autocast": autocast_of(tensors.values()),
         "grad mode": "off",  # intarsia is inference; the factor is there for the day it is not
     }
 
@@ -280,7 +307,8 @@ def _ties(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
     return [paths for paths in groups.values() if len(paths) > 1]
 
 
-def _autocast(tensors: Any) -> str:
+def autocast_of(tensors: Iterable[torch.Tensor]) -> str:
+    """Return what autocast does on the devices of some tensors."""
     kinds = sorted({t.device.type for t in tensors})
     active = {
         kind: dtype_name(torch.get_autocast_dtype(kind)) for kind in kinds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +10,11 @@ from intarsia.bundle.bundle import Bundle
 from intarsia.bundle.file import write_file
 from intarsia.bundle.keeping import PlanCache, tiers_of
 from intarsia.bundle.loading import Loaded
+from intarsia.bundle.packaging import start_packages
 from intarsia.cache.opening import open_cache
 from intarsia.compiled import Compiled, Engine
 from intarsia.errors import CacheError, IntarsiaError
-from intarsia.job import Job
-from intarsia.runtime.bound import PieceFunction
+from intarsia.job import CompileJob, Job
 
 if TYPE_CHECKING:
     from intarsia.cache.cache import Cache
@@ -63,7 +62,7 @@ def why_miss(job: Job) -> str:
     return ""
 
 
-def cache_of(job: Job) -> Cache | None:
+def cache_of(job: CompileJob) -> Cache | None:
     """Return the cache that the settings ask for, open; None where they ask for none."""
     config = job.config
     if config.cache is False:
@@ -96,7 +95,7 @@ def _made(job: Job, cache: Cache | None, plans: PlanCache | None) -> Compiled:
     from intarsia.cold import ColdCompile  # a warm start must not pay for what it imports
 
     before = set(sys.modules)
-    pieces = None if cache is None else _pieces(job, cache)
+    pieces = None if cache is None else pieces_of(job, cache)
     journal = None if cache is None else cache.journal()
     made = ColdCompile(job, pieces, journal).run()
     imported = sorted(set(sys.modules) - before)
@@ -108,7 +107,8 @@ def _made(job: Job, cache: Cache | None, plans: PlanCache | None) -> Compiled:
     return made.compiled
 
 
-def _pieces(job: Job, cache: Cache) -> KeptPieces:
+def pieces_of(job: CompileJob, cache: Cache) -> KeptPieces:
+    """Return the compiled pieces that a cache has for a compile."""
     from intarsia.compiling.kept import KeptPieces
 
     place = job.place
@@ -159,38 +159,9 @@ def _start_packages(
     job: Job, plans: PlanCache, cache: Cache, bundle: Bundle, engine: Engine,
     functions: Mapping[int, Any],
 ) -> None:  # fmt: skip
-    """Have the packages made: in the background, or now where nothing else will do."""
-    from intarsia.compiling.packages import Packages, PackageTask
-    from intarsia.compiling.plain import signature_from_dict
-
-    plan = bundle.plan["plans"]
-    tasks = [
-        PackageTask(
-            entry["function"], entry["name"], entry["compiler"], bundle.requests[entry["request"]],
-            signature_from_dict(plan["signatures"][plan["functions"][entry["function"]]["signature"]]),
-            entry["factors"],
-        )
-        for entry in bundle.plan["packages"]
-    ]  # fmt: skip
-    live = weakref.ref(engine)  # the model may be gone before they are done
-
-    def swap(made: Mapping[int, PieceFunction]) -> bool:
-        target = live()
-        by_id = {id(functions[number]): function for number, function in made.items()}
-        return target is not None and target.swap(by_id)
-
-    def keep(made: Mapping[int, PieceFunction]) -> None:
-        whole = bundle.with_packages(made)
+    def keep(whole: Bundle, live: Engine | None) -> None:
         plans.keep(whole, "package")
-        target = live()
-        if target is not None:
-            target.write = lambda path: write_file(path, whole, plans.factors("package"))
+        if live is not None:
+            live.write = lambda path: write_file(path, whole, plans.factors("package"))
 
-    packages = Packages(
-        tasks, job.host, job.resolved, job.place.device, cache, job.events, swap, keep
-    )
-    engine.packages = packages
-    now = job.config.artifact == "package"
-    packages.start(background=not now)
-    if now:
-        packages.wait(None)
+    start_packages(job, cache, bundle, engine, functions, keep)

@@ -13,10 +13,11 @@ from intarsia.bundle.plans import PlanWriter
 from intarsia.bundle.reading import reading_of
 from intarsia.cold import Made
 from intarsia.compiling.kept import KeptPieces
+from intarsia.compiling.tasks import Task
 from intarsia.compiling.transport import needs_of, request_to_bytes
 from intarsia.errors import CompileFailed
 from intarsia.interfaces import CompileRequest
-from intarsia.job import Job
+from intarsia.job import CompileJob, Job
 
 _NOT_THEIRS = ("torch", "intarsia", "sympy", "mpmath", "numpy", "triton")
 
@@ -46,7 +47,9 @@ def bundle_of(
     own = [name for name in imported if name.split(".")[0] not in _NOT_THEIRS]
     reading = reading_of(made.graphs, job.model, needs, own)
     requests: list[bytes] = []
-    wanted = _packages(job, made, writer, requests, pieces) if packages and pieces else []
+    wanted = []
+    if packages and pieces:
+        wanted = packages_of(job, made.packages, writer, requests, pieces)
     plan = {
         "plans": plans, "front": front_to_data(made.front, known), "reading": reading.to_data(),
         "packages": wanted, "check": job.config.check,
@@ -57,12 +60,16 @@ def bundle_of(
     return bundle, {number: function for function, number in writer.numbered(made.boxes)}
 
 
-def _packages(
-    job: Job, made: Made, writer: PlanWriter, requests: list[bytes], pieces: KeptPieces
-) -> list[Mapping[str, Any]]:
-    """Return the packages that are to be made, as plain data; their requests are added to a list."""
+def packages_of(
+    job: CompileJob, packageable: Sequence[tuple[Any, Task, str]], writer: PlanWriter,
+    requests: list[bytes], pieces: KeptPieces,
+) -> list[Mapping[str, Any]]:  # fmt: skip
+    """Return the packages that are to be made, as plain data; their requests are added to a list.
+
+    `packageable` has what a package may be made of: (callable, task, compiler).
+    """
     found: list[Mapping[str, Any]] = []
-    for function, task, compiler in made.packages:
+    for function, task, compiler in packageable:
         spec = job.host.compiler(compiler)
         factors = pieces.factors(task, spec, "package")
         number = writer.number(function)
@@ -78,7 +85,7 @@ def _packages(
     return found
 
 
-def _request(job: Job, task: Any, spec: Any) -> CompileRequest:
+def _request(job: CompileJob, task: Any, spec: Any) -> CompileRequest:
     # Without fake inputs: they do not travel, the worker makes its own.
     return CompileRequest(
         graph=task.piece.module, fake_inputs=(),

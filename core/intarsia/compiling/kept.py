@@ -168,7 +168,7 @@ def piece_factors(task: Any) -> dict[str, str]:
     values = (*form.inputs, *form.outputs)
     shapes = [v.expression if isinstance(v, IntInfo) else list(v.shape) for v in values]
     tensors = [v for v in values if not isinstance(v, IntInfo)]
-    graph, constants = _without_constants(form.encoded)
+    graph, constants = without_constants(form.encoded)
     hints = [task.hints.get(name) for name in form.symbols]
     return {
         "piece graph": plain_digest(graph), "piece constants": plain_digest(constants),
@@ -188,7 +188,7 @@ def piece_factors(task: Any) -> dict[str, str]:
 _CONSTANTS = ("float", "complex", "torch", "device", "enum", "bytes")
 
 
-def _without_constants(encoded: Any) -> tuple[Any, list[Any]]:
+def without_constants(encoded: Any) -> tuple[Any, list[Any]]:
     """Return an encoded graph with its constants taken out, and the constants."""
     constants: list[Any] = []
 
