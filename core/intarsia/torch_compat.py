@@ -770,6 +770,13 @@ def is_invoke_subgraph(node: torch.fx.Node) -> bool:
     )
 
 
+def serializable_callable() -> type:
+    """Return the class of callables that torch saves with what `aot_compile` returns."""
+    from torch._dynamo.aot_compile_types import SerializableCallable
+
+    return SerializableCallable
+
+
 # ------------------------------------------------------------------------------------------- inductor
 
 
@@ -1152,6 +1159,7 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch._dynamo.utils:get_metrics_context",
         "torch._dynamo.utils:dynamo_timed",
         "torch._dynamo.config:side_effect_replay_policy",
+        "torch._dynamo.aot_compile_types:SerializableCallable.serialize_compile_artifacts",
         "torch._dynamo:maybe_mark_dynamic",
         "torch._dynamo.source:ConstantSource",
         "torch._dynamo.trace_rules:_allowed_callable_ids.remove",

@@ -56,6 +56,12 @@ class Bundle:
             plan, section(entry, "report"), numbered("artifact"), numbered("request"), meta
         )
 
+    def waiting_for(
+        self, packages: Sequence[Mapping[str, Any]], requests: Sequence[bytes]
+    ) -> Bundle:
+        """Return it with other packages that are still to be made, and their requests."""
+        return evolve(self, plan={**self.plan, "packages": list(packages)}, requests=list(requests))
+
     def with_packages(self, made: Mapping[int, PieceFunction]) -> Bundle:
         """Return it with packages in the place of other artifacts, by the number of the piece."""
         plan = copy.deepcopy(dict(self.plan))
