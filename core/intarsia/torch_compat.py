@@ -262,6 +262,17 @@ def symbol_of_size(shape_env: Any, source: str, dim: int) -> Any:
     return shape_env.source_to_var.get(f"{source}.size()[{dim}]")
 
 
+def sized_sources(shape_env: Any) -> dict[str, list[Any]]:
+    """Return Dynamo's sources of tensors -> the sympy symbols of their dynamic sizes."""
+    known = replacements(shape_env)
+    found: dict[str, list[Any]] = {}
+    for text, symbol in shape_env.source_to_var.items():
+        source, _, dim = text.rpartition(".size()")
+        if dim:
+            found.setdefault(source, []).append(known.get(symbol, symbol))
+    return found
+
+
 def _guard_entry(guard: Any) -> tuple[str, str]:
     name = source_name(guard)
     make = guard.create_fn

@@ -90,8 +90,7 @@ class GraphJob(CompileJob):
         names: dict[Any, str] = {}
         if env is None:
             return names
-        for hole in self.holes:
-            source = torch_compat.placeholder_source(hole)
+        for source in self._sources(env):
             for argument, dims in self.dynamic.items():
                 if not _is_argument(source, argument):
                     continue
@@ -103,6 +102,16 @@ class GraphJob(CompileJob):
         for symbol in torch_compat.all_symbols(env):
             names.setdefault(symbol, str(symbol))
         return names
+
+    def _sources(self, env: Any) -> list[str]:
+        """Return Dynamo's sources of the inputs."""
+        found = [torch_compat.placeholder_source(hole) for hole in self.holes]
+        if any(found):
+            return found
+        # `aot_compile` has taken them off the placeholders by now; the symbols still tell theirs.
+        present = self._present()
+        by_source = torch_compat.sized_sources(env)
+        return [source for source, symbols in by_source.items() if present.intersection(symbols)]
 
     def _symbols(self, env: Any, names: Mapping[Any, str]) -> dict[str, Symbol]:
         present = self._present()
