@@ -78,4 +78,6 @@ def _eager_for_grad(
         "grad is enabled and something requires it, so this graph runs eagerly; "
         "call the model under torch.no_grad() to have it compiled"
     )
-    return module.forward
+    from intarsia.graph_door.callable import EagerGraph, GraphCallable  # it imports Dynamo
+
+    return GraphCallable(EagerGraph(name, module.forward))

@@ -331,7 +331,9 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     info = place / "intarsia_tests_jit-1.0.dist-info"
     info.mkdir(parents=True)
     (place / "intarsia_tests_jit.py").write_text(textwrap.dedent(PLUGIN))
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: intarsia-tests-jit\nVersion: 1.0\n")
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: intarsia-tests-jit\nVersion: 1.0\n"
+    )
     (info / "entry_points.txt").write_text("[intarsia]\ntests-jit = intarsia_tests_jit\n")
     monkeypatch.syspath_prepend(str(place))
     return place
@@ -496,6 +498,15 @@ def test_a_function_whose_piece_leaves_no_artifact_cannot_be_saved_and_says_whic
     with pytest.raises(CacheError, match='piece 0 by "forgetful" leaves no artifact'):
         made.save_compiled_function(str(tmp_path / "saved"))
     assert not (tmp_path / "saved").exists()
+
+
+def test_a_function_that_needs_gradients_cannot_be_saved_and_says_why(tmp_path: Path) -> None:
+    model = Model()
+    options = {"compilers": ["eager"]}
+    compiled: Any = torch.compile(model, fullgraph=True, backend="intarsia", options=options)
+    made = compiled.forward.aot_compile(((batch(3),), {}))
+    with pytest.raises(CacheError, match="gradients"):
+        made.save_compiled_function(str(tmp_path / "saved"))
 
 
 @pytest.mark.parametrize("factor", ["torch", "device type", "compiler eager"])

@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from attrs import frozen
+
 from intarsia import torch_compat
 from intarsia.bundle.bundle import Bundle
 from intarsia.cache.entry import BadEntry, Entry, decode_entry, encode_entry, read_header
@@ -22,6 +24,7 @@ from intarsia.interfaces import CompilerSpec, PlatformSpec
 from intarsia.job import CompileJob
 from intarsia.report.events import EventStream
 from intarsia.report.records import with_counters
+from intarsia.runtime.bound import Forward
 
 if TYPE_CHECKING:
     _Serializable = object
@@ -31,18 +34,40 @@ else:
 KIND = "graph artifact"
 
 
+@frozen(eq=False)
+class EagerGraph:
+    """A graph that runs as it is, because gradients are needed."""
+
+    name: str
+    forward: Forward
+
+    def write(self) -> bytes:
+        """Refuse: there is no plan.
+
+        Raises:
+            CacheError: always.
+        """
+        raise CacheError(
+            f"{self.name} cannot be saved", why="something requires gradients, so it runs eagerly",
+            next_step="Compile it under torch.no_grad().", subject=self.name,
+        )  # fmt: skip
+
+    def end(self) -> None:
+        """Do nothing: nothing is on its way."""
+
+
 class GraphCallable(_Serializable):
     """The compiled graph that Dynamo calls; `aot_compile` saves it, and a new process loads it.
 
     Attributes:
-        plan: the bound plans behind it.
+        plan: what is behind it.
     """
 
     # As a slot, `__call__` is looked up on the type and gives each graph its own generated function: the
     # call costs what the bare function costs, where a method that passes its arguments on adds 0.1 us.
     __slots__ = ("__call__", "plan")
 
-    def __init__(self, plan: GraphPlan) -> None:
+    def __init__(self, plan: GraphPlan | EagerGraph) -> None:
         self.plan = plan
         self.__call__ = plan.forward
         weakref.finalize(self, plan.end)
@@ -54,10 +79,7 @@ class GraphCallable(_Serializable):
         Raises:
             CacheError: a piece leaves no artifact, or something has no plain form; the message says which.
         """
-        write = fn.plan.write
-        if write is None:
-            raise CacheError(f"{fn.plan.name} cannot be saved", subject=fn.plan.name)
-        return write()
+        return fn.plan.write()
 
     @classmethod
     def deserialize_compile_artifacts(cls, data: bytes) -> GraphCallable:

@@ -69,7 +69,7 @@ class GraphPlan:
     forward: Forward
     is_final: bool = False
     packages: Packages | None = None
-    write: Callable[[], bytes] | None = None
+    write: Callable[[], bytes] = field(init=False, repr=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False, repr=False)
 
     def swap(self, functions: Mapping[int, PieceFunction]) -> bool:
