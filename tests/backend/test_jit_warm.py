@@ -19,6 +19,7 @@ import pytest
 import torch
 from attrs import evolve
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import intarsia
 from intarsia.cache.entry import decode_entry, encode_entry, read_header
@@ -257,6 +258,18 @@ def test_what_has_no_key_is_compiled_and_says_why_it_is_not_kept(tmp_path: Path)
     told = [e.message for e in events if e.kind == "unkept"]
     assert len(told) == 2
     assert "_local_rule" in told[0]
+
+
+def test_a_graph_with_tensors_of_a_subclass_is_not_kept(tmp_path: Path) -> None:
+    events: list[Any] = []
+    options = {"compilers": ["eager"], "cache": str(tmp_path), "on_event": events.append}
+    compiled = torch.compile(lambda x: x.sigmoid() * 3, backend="intarsia", options=options)
+    x, y = batch(3), batch(3) + 1
+    with torch.no_grad():
+        made = compiled(TwoTensor(x, y))
+    torch.testing.assert_close(made.b, y.sigmoid() * 3)
+    (told,) = [e.message for e in events if e.kind == "unkept"]
+    assert "TwoTensor" in told
 
 
 # ------------------------------------------------------------------------------------------- the cache

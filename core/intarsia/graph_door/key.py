@@ -14,7 +14,7 @@ import torch
 from attrs import frozen
 
 from intarsia import torch_compat
-from intarsia.bundle.lookup import autocast_of, chosen_factors
+from intarsia.bundle.lookup import NoKey, autocast_of, chosen_factors
 from intarsia.capture import nodes
 from intarsia.capture.conditions import text_of
 from intarsia.capture.graph import Graph
@@ -46,7 +46,8 @@ def graph_factors(
     """Return the factors of a graph's key.
 
     Raises:
-        NoKey: a compiler or rule has no identity that another process could compare.
+        NoKey: a compiler or rule has no identity that another process could compare, or the graph has
+            tensors of a subclass.
     """
     place = job.place
     chosen = Chosen(job.config, job.host, place.platform, place.device)
@@ -96,6 +97,11 @@ def _plain(value: Any, graph: Graph) -> Any:
     """Return what tracing knows of a node's value, as plain data."""
     if isinstance(value, torch.Tensor):
         info = tensor_info(value, graph.names)
+        if info.subclass is not None:
+            raise NoKey(
+                f"the graph has tensors of the class {info.subclass}",
+                why="what is inside of them is no part of a key", subject=info.subclass,
+            )  # fmt: skip
         return [info.dtype, list(info.shape), list(info.stride), info.device_type,
                 info.storage_offset, str(value.layout)]  # fmt: skip
     if isinstance(value, torch.SymInt):

@@ -69,7 +69,8 @@ class _Start:
 
     def run(self) -> GraphCallable:
         cache = cache_of(self.job)
-        self._encode(with_key=cache is not None)
+        with self.job.events.phase("load"):
+            self._encode(with_key=cache is not None)
         if cache is None:
             return self._made(None)
         found = self._find(cache)
