@@ -62,6 +62,7 @@ def refuse_unserved(resolved: ResolvedConfig) -> None:
         value = getattr(resolved.config, key)
         if value != served:
             raise _unserved(resolved, key, value, served, what)
+    _refuse_package_without(resolved)
     passes = resolved.config.passes
     for key, value in (
         ("enable", passes.enable),
@@ -70,6 +71,21 @@ def refuse_unserved(resolved: ResolvedConfig) -> None:
     ):
         if value:
             raise _unserved(resolved, f"passes.{key}", value, None, "running graph passes")
+
+
+def _refuse_package_without(resolved: ResolvedConfig) -> None:
+    config = resolved.config
+    if config.artifact != "package":
+        return
+    for key, missing in (("cache", config.cache is False), ("workers", config.workers == 0)):
+        if missing:
+            raise ConfigError(
+                f'artifact = "package" ({resolved.origin("artifact")}) cannot be served',
+                why=f"packages are made by a worker and kept in a cache, and {key} = "
+                f"{getattr(config, key)!r} ({resolved.origin(key)})",
+                next_step=f'Leave {key} out, or set artifact to "quick".',
+                subject="artifact",
+            )
 
 
 def _unserved(

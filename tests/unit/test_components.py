@@ -101,3 +101,9 @@ def test_a_setting_that_cannot_be_served_yet_is_refused(settings: Any, shown: st
         compiled(**settings)
     assert shown in str(caught.value)
     assert "(code)" in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", [{"cache": False}, {"workers": 0, "cache": "somewhere"}])
+def test_packages_without_what_they_need_are_refused(missing: Any) -> None:
+    with pytest.raises(intarsia.ConfigError, match=r"artifact = .package. .*cannot be served"):
+        compiled(artifact="package", **missing)
