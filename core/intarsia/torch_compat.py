@@ -883,6 +883,7 @@ def inductor_compile(
             enable_autograd_cache=serializable and torch._functorch.config.enable_autograd_cache
         ),
         fx_config.patch(backed_size_oblivious=True),
+        _own_entries(inputs),
     ):
         artifact = standalone_compile(
             module, inputs, dynamic_shapes="from_graph", options=compile_options, aot=serializable
@@ -891,6 +892,25 @@ def inductor_compile(
     if len(made) == 1 and made[0][1] == _counts(module):
         boxed = getattr(made[0][0], "current_callable", None)
     return InductorOutcome(artifact, boxed, _opened(artifact) if serializable else None)
+
+
+def _own_entries(inputs: Sequence[Any]) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which torch's caches hold nothing for a piece whose sizes are not fixed.
+
+    They keep the conditions that Inductor noted on sizes only as far as a size is an input of its own, so
+    after a hit nobody would know that the result is good for some sizes alone.
+    """
+    import uuid
+
+    import torch.compiler.config
+
+    sizes = [s for value in inputs if isinstance(value, torch.Tensor) for s in value.shape]
+    if not any(isinstance(size, torch.SymInt) for size in (*inputs, *sizes)):
+        return contextlib.nullcontext()
+    settings: Any = torch.compiler.config
+    tag = f"{settings.cache_key_tag} intarsia {uuid.uuid4().hex}"
+    patched: contextlib.AbstractContextManager[Any] = settings.patch(cache_key_tag=tag)
+    return patched
 
 
 def _counts(module: torch.fx.GraphModule) -> tuple[int, int]:
@@ -1177,6 +1197,7 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch.fx.experimental._config:backed_size_oblivious",
         "torch.fx.experimental.symbolic_shapes:ShapeEnv.create_symbol",
         "torch.fx.experimental.symbolic_shapes:DimDynamic",
+        "torch.compiler.config:cache_key_tag",
         "torch._subclasses.fake_tensor:FakeTensorMode",
         "torch._subclasses.fake_tensor:DataDependentOutputException",
         "torch.utils._sympy.value_ranges:bound_sympy",
@@ -1194,7 +1215,6 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch._inductor.config:get_config_copy",
         "torch._inductor.config:cpp.vec_isa_ok",
         "torch._inductor.config:_config",
-        "torch._inductor.config:aot_inductor.enable_line_tables",
         "torch.utils._config_module:_UNSET_SENTINEL",
         "torch.utils._python_dispatch:TorchDispatchMode",
         "torch._inductor.config:aot_inductor.output_path",

@@ -61,7 +61,7 @@ def make_package(
             refusals.append(error)  # what torch wraps around it says less
             raise
 
-    ours = {**CHEAP, **_for_device(request), **_one_cpp_library(settings)}
+    ours = {**_known(CHEAP), **_known(_for_device(request)), **_one_cpp_library(settings)}
     folder = private_folder()
     try:
         library = torch_compat.inductor_package(
@@ -109,6 +109,11 @@ def _quick(error: CompileRejected) -> CompileRejected:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if "error:" in line), lines[0] if lines else "")
+
+
+def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the settings that this torch does not have."""
+    return {name: v for name, v in settings.items() if name in torch_compat.inductor_options()}
 
 
 def _for_device(request: CompileRequest) -> Mapping[str, Any]:
