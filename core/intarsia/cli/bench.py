@@ -128,7 +128,9 @@ def _chosen(options: Namespace, target: Target) -> list[tuple[str, ResolvedConfi
     found = []
     for chosen in lists:
         single = Namespace(**{**vars(options), "compilers": [chosen] if chosen else []})
-        config = read_config(single, in_target=target.config)
+        # Packages would be made while the benchmark takes its times.
+        defaults = ("the benchmark", {"artifact": "quick"})
+        config = read_config(single, in_target=target.config, defaults=defaults)
         compilers = config.config.compilers or ("platform's choice",)
         found.append((f"intarsia: {', '.join(compilers)}", config))
     return found

@@ -80,7 +80,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """Run a demo; return 1 where the compiled model differs from eager."""
     require_extra(options.model)
-    config: ResolvedConfig = read_config(options, defaults=("the demo", _DEFAULTS[options.model]))
+    # Packages would be made while the demo takes its times.
+    defaults = {"artifact": "quick", **_DEFAULTS[options.model]}
+    config: ResolvedConfig = read_config(options, defaults=("the demo", defaults))
     demo = import_module(f"intarsia.cli.{_MODELS[options.model]}")
     with progress() as told:
         shown: Shown = demo.show(options, config, told)
