@@ -26,11 +26,12 @@ def without_weights(make: Callable[[], T]) -> T:
         with torch_compat.memoryless_mode():
             return make()
     except Exception as error:
-        if not torch_compat.is_about_data(error):
+        reason = error if error.__cause__ is None else error.__cause__
+        if not torch_compat.is_about_data(reason):
             raise
         raise CaptureError(
             "the model cannot be made without weights",
-            why=f"making it looks at the values of tensors: {error}",
+            why=f"making it looks at the values of tensors: {reason}",
             next_step="Leave out --offline, or make the model without looking at values.",
         ) from error
 
@@ -65,7 +66,7 @@ def _like(value: torch.Tensor, mode: Any, device: str) -> torch.Tensor:
 
 
 def with_memory(value: Any, device: str = "cpu") -> Any:
-    """Return arguments whose tensors have memory, zeros: capture never runs on them.
+    """Return arguments whose tensors have memory, with any values: capture never runs on them.
 
     Lists, tuples and dicts are walked; other objects are left as they are.
     """
@@ -73,8 +74,7 @@ def with_memory(value: Any, device: str = "cpu") -> Any:
         where = (
             device if value.device.type == "meta" or torch_compat.is_fake(value) else value.device
         )
-        made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=where)
-        return made.zero_()
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=where)
     if type(value) in (list, tuple):
         return type(value)(with_memory(item, device) for item in value)
     if isinstance(value, Mapping) and type(value) is dict:
