@@ -419,3 +419,11 @@ def test_functions_that_a_factory_made_are_found_again(tmp_path: Path) -> None:
     model, x = Pools(), randn(2, 3, 8, 8)
     _, warm = both(model, (x,), cache=tmp_path / "c")
     assert torch.equal(warm.compiled(x), model(x))
+
+
+@pytest.mark.parametrize("cut", [[], ["torch.sigmoid"]])
+def test_models_without_a_compiled_piece_start_warm(tmp_path: Path, cut: list[str]) -> None:
+    for number, model in enumerate((nn.Identity(), nn.Sigmoid())):
+        settings: dict[str, Any] = {"split_at": cut if number else [], "cache": tmp_path / "c"}
+        _, warm = both(model, (randn(6, 4),), dynamic={"input": {0: "n"}}, **settings)
+        same(warm.compiled, model)

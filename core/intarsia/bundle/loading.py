@@ -87,7 +87,7 @@ def load_bundle(bundle: Bundle, target: Target) -> Loaded:
         module_of(target.model), lambda text: eval(text, scope), target.defaults,
     )  # fmt: skip
     boxes = reader.boxes({"values": "always"}.get(target.check, target.check), target.name)
-    if not all(box.functions for box in boxes) or not boxes:
+    if not boxes or any({p.index for p in b.plan.pieces} != set(b.functions) for b in boxes):
         raise BadEntry("it has no piece for some sizes")
     _bind(boxes, target)
     engine = assemble(
