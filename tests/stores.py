@@ -35,6 +35,30 @@ class Opened:
         return self.cache.save("piece", factors, payload)
 
 
+STRANGER = 12345
+"""A user that nobody knows."""
+
+
+def as_stranger() -> tuple[str, ...]:
+    """Return the command that starts a process as a user without a name, who may read everything.
+
+    The interpreter may be in a folder of root's. Skips the test where there is no such command.
+    """
+    import pytest
+
+    command = (
+        "setpriv", f"--reuid={STRANGER}", f"--regid={STRANGER}", "--clear-groups",
+        "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search",
+    )  # fmt: skip
+    try:
+        done = subprocess.run([*command, "true"], capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no setpriv command")
+    if done.returncode != 0:
+        pytest.skip(f"this machine lets nobody become another user: {done.stderr!r}")
+    return command
+
+
 def opened(setting: Any, **options: Any) -> Opened:
     """Open a cache whose warnings are kept."""
     warnings: list[str] = []
@@ -69,11 +93,16 @@ def works_again(root: Path) -> bool:
 
 
 def child(code: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """Start a Python process that finds what this one finds; its output is a pipe."""
+    """Start a Python process that finds what this one finds; its output is a pipe.
+
+    `under` is a command that starts it, `program` another Python.
+    """
+    under: Sequence[str] = options.pop("under", ())
+    program = options.pop("program", sys.executable)
     environment = options.pop("env", dict(os.environ))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [*under, program, "-c", code, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.PIPE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import sys
 from collections.abc import Iterable
@@ -42,6 +43,16 @@ def module_file(name: str) -> str | None:
     return str(path)
 
 
+def _file_to_import(name: str) -> str | None:
+    """Return the source file of a module that is not imported yet, and is not imported for this."""
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    path = None if found is None else found.origin
+    return path if path is not None and path.endswith(".py") else None
+
+
 def code_digest(code: CodeType) -> str:
     """Return a hash of what a code object does, wherever it stands in a file."""
     constants = [
@@ -65,7 +76,7 @@ def source_digest(modules: Iterable[str]) -> str:
     """
     found: dict[str, str] = {}
     for name in modules:
-        path = module_file(name)
+        path = module_file(name) if name in sys.modules else _file_to_import(name)
         if path is None:
             found[name] = digest(*(code_digest(f.__code__) for f in _functions(name)))
         elif path.endswith("__init__.py"):

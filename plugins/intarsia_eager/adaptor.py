@@ -29,12 +29,20 @@ class EagerCompiler:
     def load(
         self, artifact: bytes, signature: PieceSignature, device: int | None
     ) -> Callable[..., Sequence[Any]]:
-        """Return the function of an artifact."""
+        """Return the function of an artifact.
+
+        Raises:
+            ValueError: it takes another number of inputs than the piece.
+        """
         from intarsia.compiling.transport import import_needs  # of use to artifacts alone
 
         data = json.loads(artifact)
         import_needs(data["needs"])
-        return _function(decode_graph(data["graph"]))
+        module = decode_graph(data["graph"])
+        count = sum(node.op == "placeholder" for node in module.graph.nodes)
+        if count != len(signature.inputs):
+            raise ValueError(f"it takes {count} inputs, and the piece has {len(signature.inputs)}")
+        return _function(module)
 
     def factors(self) -> Mapping[str, str]:
         """Return nothing: eager depends on torch alone, which every key has."""

@@ -14,7 +14,7 @@ from intarsia.bundle.bundle import Bundle
 from intarsia.bundle.codec import NotHere
 from intarsia.bundle.loading import Changed, Target, load_bundle
 from intarsia.bundle.lookup import model_factors
-from intarsia.cache.entry import Entry, decode_entry, encode_entry, read_header
+from intarsia.cache.entry import BadEntry, Entry, decode_entry, encode_entry, read_header
 from intarsia.cache.key import differences, key_of
 from intarsia.capture.call import describe
 from intarsia.compiled import Compiled
@@ -60,11 +60,7 @@ def load_file(
             something that is not to be found; the message names the factor that differs.
         OSError: it cannot be read.
     """
-    data = Path(path).read_bytes()
-    header = read_header(data)
-    if header is None:
-        raise CacheError(f"{os.fspath(path)} is no bundle", subject=os.fspath(path))
-    entry = decode_entry(data, key=header.key)
+    entry = _entry_of(path)
     plugins = Host(resolved) if host is None else host
     tensors = [*model.parameters(), *model.buffers()] if hasattr(model, "parameters") else []
     place = effective_settings(resolved, plugins, tensors)
@@ -87,6 +83,18 @@ def load_file(
         raise _unfit(path, name, str(error)) from error
     found.compiled._engine.write = lambda to: write_file(to, bundle, entry.factors)
     return found.compiled
+
+
+def _entry_of(path: str | os.PathLike[str]) -> Entry:
+    data = Path(path).read_bytes()
+    try:
+        header = read_header(data)
+        return decode_entry(data, key="" if header is None else header.key)
+    except BadEntry as error:
+        raise CacheError(
+            f"{os.fspath(path)} cannot be used", why=str(error),
+            next_step="Save the compiled model again.", subject=os.fspath(path),
+        ) from error  # fmt: skip
 
 
 def _unfit(path: Any, name: str, why: str) -> CacheError:

@@ -43,6 +43,7 @@ class PlanCache:
         self.bundle: Bundle | None = None
         self.tier: Tier = "quick"
         self._differs: tuple[str, ...] = ()
+        self._missed = False
         self._read = {"quick": _FIRST, "package": _FIRST}
         try:
             self._base = lookup_factors(asked_of(job))
@@ -67,7 +68,9 @@ class PlanCache:
                 if found is not None:
                     self.tier = tier
                     return found
-        self.job.events.miss(KIND, self.job.name, self.why_missed)
+        if not self._missed:  # it is looked for again after waiting for another process
+            self._missed = True
+            self.job.events.miss(KIND, self.job.name, self.why_missed)
         return None
 
     def why_missed(self) -> str:

@@ -15,6 +15,7 @@ from intarsia.bundle.front import Front, front_from_data
 from intarsia.bundle.needs import ensure
 from intarsia.bundle.plans import PlanReader
 from intarsia.bundle.reading import Present, Reading, compare, frozen_again, scope_for
+from intarsia.cache.entry import BadEntry
 from intarsia.compiled import Compiled
 from intarsia.digests import plain_digest
 from intarsia.errors import ContractError, IntarsiaError
@@ -86,6 +87,8 @@ def load_bundle(bundle: Bundle, target: Target) -> Loaded:
         module_of(target.model), lambda text: eval(text, scope), target.defaults,
     )  # fmt: skip
     boxes = reader.boxes({"values": "always"}.get(target.check, target.check), target.name)
+    if not boxes or any({p.index for p in b.plan.pieces} != set(b.functions) for b in boxes):
+        raise BadEntry("it has no piece for some sizes")
     _bind(boxes, target)
     engine = assemble(
         front, boxes, model=target.model, name=target.name, events=target.events,
@@ -101,7 +104,10 @@ def _compare_values(front: Front, target: Target) -> None:
     """Compare the example call with what the plan takes, beyond what the look-up key has of it."""
     if target.values is None:
         return
-    wrong = values_problem(target.name, front.tree, target.values)
+    nothing: Mapping[str, Any] = {"args": (), "kwargs": {}}
+    left_out = {p.name: nothing[p.kind] for p in front.tree.parameters if p.kind in nothing}
+    call = {**left_out, **target.defaults, **target.values}
+    wrong = values_problem(target.name, front.tree, call)
     if wrong is not None:
         raise Changed(Present((wrong.why,), plain_digest(wrong.why)))
 

@@ -131,7 +131,8 @@ def _rules(asked: Chosen) -> dict[str, str]:
     for name in named:
         if name in known:
             rule = resolve_reference(known[name].rule, owner=f'split rule "{name}"')
-            found[f"rule {name}"] = _rule_identity(rule)
+            brings = asked.host.provider(known[name]).module
+            found[f"rule {name}"] = _rule_identity(rule, brings)
     return found
 
 
@@ -139,22 +140,25 @@ def _rule_text(rule: Any) -> str:
     return rule if isinstance(rule, str) else _rule_identity(rule)
 
 
-def _rule_identity(rule: Any) -> str:
-    """Return what a rule object is.
+def _rule_identity(rule: Any, *brought_by: str) -> str:
+    """Return what a rule object is, with the sources of the module that it stands in.
 
     Raises:
         NoKey: it is a function that reads variables of another one, so that its code does not tell.
     """
+    made_of = rule if hasattr(rule, "__qualname__") else type(rule)
+    modules = dict.fromkeys(m for m in (made_of.__module__, *brought_by) if m)
+    source = source_digest(modules)[:32]
     if hasattr(rule, "assign"):
         factors = json.dumps(dict(rule.factors()), sort_keys=True)
-        return f"{function_identity(type(rule))} {factors}"
+        return f"{function_identity(made_of)} {factors} {source}"
     if getattr(rule, "__closure__", None):
         raise NoKey(
             f"the split rule {function_identity(rule)} cannot be compared in another process",
             why="it reads variables of the function that made it",
             next_step="Give it as an object with factors().",
         )
-    return function_identity(rule) if callable(rule) else str(rule)
+    return f"{function_identity(rule)} {source}" if callable(rule) else str(rule)
 
 
 def _compilers(asked: Chosen) -> dict[str, str]:

@@ -172,9 +172,9 @@ def compare(reading: Reading, scope: Mapping[str, Any], model: Any) -> Present |
     wanted = [fact.value for fact in reading.facts]
     if now == wanted:
         return None
-    pairs = zip(reading.facts, now, strict=True)
-    lines = [_line(fact, value) for fact, value in pairs if value != fact.value]
-    return Present(tuple(lines), plain_digest(now))
+    pairs = [(f, v) for f, v in zip(reading.facts, now, strict=True) if v != f.value]
+    pairs.sort(key=lambda pair: pair[0].kind not in ("file", "code"))  # an edit explains the others
+    return Present(tuple(_line(fact, value) for fact, value in pairs), plain_digest(now))
 
 
 def _line(fact: Fact, value: Encoded) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from types import CellType, CodeType, ModuleType
 from typing import Any
 
-_MADE_UP = re.compile(r"\bG\['(__import_\w+|__builtins_dict___\d+)'\]")
+_MADE_UP = re.compile(r"\bG\['(__import_\w+|__builtins_dict___\d+|___unnamed_scope_\w+)'\]")
 
 
 class Locals(dict[str, Any]):

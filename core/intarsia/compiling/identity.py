@@ -86,7 +86,8 @@ def pass_factors(specs: Iterable[PassSpec], host: Host) -> dict[str, str]:
     found = []
     for spec in specs:
         factory = spec.factory if isinstance(spec.factory, str) else spec.factory.__module__
-        source = source_digest([factory.partition(":")[0]])[:32]
+        modules = [host.provider(spec).module, factory.partition(":")[0]]
+        source = source_digest(dict.fromkeys(m for m in modules if m))[:32]
         found.append([spec.name, spec.version, dict(host.options(spec)), source])
     return {"passes": json.dumps(found, sort_keys=True, default=repr)} if found else {}
 

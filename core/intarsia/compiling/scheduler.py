@@ -14,7 +14,7 @@ from intarsia.compiling.instances import Instance, built_for
 from intarsia.compiling.routes import fitting
 from intarsia.compiling.tasks import Journal, Outcome, PieceCache, Task, bakes, describe
 from intarsia.config import ResolvedConfig
-from intarsia.errors import CompileFailed, CompileRejected
+from intarsia.errors import CacheError, CompileFailed, CompileRejected
 from intarsia.host import Host
 from intarsia.interfaces import CompileResult, CompilerSpec, PieceSignature
 from intarsia.report.events import EventStream
@@ -213,8 +213,11 @@ class Scheduler:
 
         Raises:
             CompileFailed: `strict` is on.
+            CacheError: an entry is bad, and `strict` is on; that is no failure of a compiler.
         """
         work.let_go()
+        if isinstance(error, CacheError):
+            raise error
         if isinstance(error, CompileRejected):
             outcome, reason = "rejected", str(error) if error.why else error.what
         else:

@@ -44,9 +44,11 @@ def function_name(function: Any) -> str:
         raise CannotEncode(f"{function!r} has no name", next_step="Give it a module-level name.")
     module = getattr(function, "__module__", None)
     candidates = [f"{module}:{name}"] if module else []
-    short = name.rsplit(".", 1)[-1]
-    for prefix in _SEARCHED:
-        candidates.append(f"{prefix}.{short}" if ":" in prefix else f"{prefix}:{short}")
+    # The second one for what a factory made and named, such as torch.nn.functional.max_pool2d.
+    shorts = dict.fromkeys([name.rsplit(".", 1)[-1], getattr(function, "__name__", name)])
+    for short in shorts:
+        for prefix in _SEARCHED:
+            candidates.append(f"{prefix}.{short}" if ":" in prefix else f"{prefix}:{short}")
     for candidate in candidates:
         if _resolves_to(candidate, function):
             return candidate
