@@ -40,7 +40,11 @@ def test_an_assumption_is_refused_in_the_second_process_too(tmp_path: Path) -> N
     variables = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
     for _ in range(2):
         done = subprocess.run(
-            [sys.executable, "-c", CHILD], env=variables, capture_output=True, text=True, check=False
+            [sys.executable, "-c", CHILD],
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("eager"), done.stdout
