@@ -41,11 +41,12 @@ class Made:
     """What a cold compile made, for whoever wants to keep it.
 
     Attributes:
+        compiled: the compiled model.
         symbols: the lines about symbols that `explain` prints.
         packages: what a package may be made of: (callable, task, compiler).
     """
 
-    compiled: Compiled
+    compiled: Any
     front: Front
     boxes: Sequence[BoundBox]
     graphs: Sequence[Graph]

@@ -878,6 +878,8 @@ def inductor_compile(
     # AOTAutograd's cache skips the inner compiler on a hit, and with it the generated call; Inductor's
     # own cache underneath stays on. An artifact to keep is made by that cache's machinery.
     # Size-oblivious as in capture: `min(5, n)` stays an expression instead of a guess by the example.
+    if serializable and fake_mode is not None:
+        _mark_tensors(module, fake_mode)
     with (
         torch._functorch.config.patch(
             enable_autograd_cache=serializable and torch._functorch.config.enable_autograd_cache
@@ -892,6 +894,19 @@ def inductor_compile(
     if len(made) == 1 and made[0][1] == _counts(module):
         boxed = getattr(made[0][0], "current_callable", None)
     return InductorOutcome(artifact, boxed, _opened(artifact) if serializable else None)
+
+
+def _mark_tensors(module: torch.fx.GraphModule, fake_mode: Any) -> None:
+    """Say of what a graph calls methods of that it is a tensor.
+
+    AOTAutograd makes nothing that can be kept of a graph in which it does not see that, and a graph that
+    came from another process has no metadata.
+    """
+    with fake_mode:
+        stand_in = torch.empty(0)
+    for node in module.graph.nodes:
+        if node.op == "call_method" and isinstance(node.args[0], torch.fx.Node):
+            node.args[0].meta.setdefault("example_value", stand_in)
 
 
 def _own_entries(inputs: Sequence[Any]) -> contextlib.AbstractContextManager[Any]:
@@ -927,6 +942,9 @@ def _counts(module: torch.fx.GraphModule) -> tuple[int, int]:
 def _opened(artifact: Any) -> SavedGraph | None:
     import pickle
 
+    compiled = getattr(getattr(artifact, "inner_fn", None), "compiled_fn", None)
+    if compiled is not None and getattr(compiled, "serialize", None) is None:
+        return None  # AOTAutograd would not keep it
     return _saved(pickle.loads(artifact.serialize()))
 
 

@@ -333,3 +333,23 @@ def test_the_report_has_what_came_of_each_attempt() -> None:
     model, x = Model(1), torch.randn(3, 8)
     made = intarsia.compile(model, (x,), compilers=["eager"], split_at=["torch.sigmoid"])
     assert compilers(made) == [["eager compiled"]]
+
+
+class Methods(torch.nn.Module):
+    """A piece that calls methods of values that it computes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Run it."""
+        return (x + 1).view(-1).sin().reshape(x.shape) * 2
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_keeps_a_piece_that_calls_methods(tmp_path: Any) -> None:
+    compiled = intarsia.compile(
+        Methods(), (torch.randn(3, 8),), compilers=["inductor"], strict=True, workers=1,
+        artifact="quick", cache=str(tmp_path),
+    )  # fmt: skip
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(compiled(x), compiled.module(x))
+    (box,) = compiled._engine.dispatcher.boxes
+    assert all(function.artifact for function in box.functions.values())

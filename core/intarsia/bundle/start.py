@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from attrs import evolve
+
 from intarsia.bundle.bundle import Bundle
 from intarsia.bundle.file import write_file
 from intarsia.bundle.keeping import PlanCache, tiers_of
@@ -100,7 +102,10 @@ def _made(job: Job, cache: Cache | None, plans: PlanCache | None) -> Compiled:
     made = ColdCompile(job, pieces, journal).run()
     imported = sorted(set(sys.modules) - before)
     engine: Engine = made.compiled._engine
-    engine.write = lambda path: _write(path, job, made, imported, plans)
+    without = evolve(
+        made, compiled=None
+    )  # what the engine holds must not hold the model that has it
+    engine.write = lambda path: _write(path, job, without, imported, plans)
     if cache is not None and plans is not None:
         with job.events.phase("keep"):
             _keep(job, plans, cache, made, imported, pieces)
