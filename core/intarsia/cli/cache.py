@@ -97,11 +97,12 @@ def _ls(options: Namespace, cache: Cache) -> int:
         return FINE
     several = len({row["store"] for row in rows}) > 1
     print_table(
-        ("key", "kind", "bytes", "unused for", "in use", "store"),
+        ("key", "kind", "name", "bytes", "unused for", "in use", "store"),
         (
             (
                 row["key"][:_SHORT],
                 row["kind"],
+                row["name"],
                 row["bytes"],
                 _duration(row["unused_seconds"]),
                 "yes" if row["in_use"] else "",
@@ -119,6 +120,7 @@ def _row(item: Listed) -> dict[str, Any]:
     return {
         "key": item.key,
         "kind": item.header.kind if item.header is not None else "unreadable",
+        "name": str(item.header.meta.get("name", "")) if item.header is not None else "",
         "bytes": item.stat.size,
         "unused_seconds": max(0.0, time.time() - item.stat.modified),
         "in_use": item.in_use,
