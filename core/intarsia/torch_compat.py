@@ -277,7 +277,21 @@ def _guard_entry(guard: Any) -> tuple[str, str]:
     name = source_name(guard)
     make = guard.create_fn
     kind = getattr(make, "__name__", None) or getattr(getattr(make, "func", None), "__name__", "")
-    return name, str(kind)
+    return _about_a_part(name, str(kind), getattr(make, "keywords", None) or {})
+
+
+def _about_a_part(name: str, kind: str, given: Mapping[str, Any]) -> tuple[str, str]:
+    """Return a guard on whether something has a key or attribute as one on a truth value."""
+    if kind in ("DICT_CONTAINS", "DICT_NOT_CONTAINS", "SET_CONTAINS", "SET_NOT_CONTAINS"):
+        key = given.get("key")
+        # A key that cannot be written down makes a source that nobody can read, and nothing is kept.
+        text = repr(key) if type(key) in (str, int, bytes, bool, float) else f"<{key!r}>"
+        return f"({text} in {name})", "CONSTANT_MATCH" if text[0] != "<" else "ID_MATCH"
+    if kind == "NOT_PRESENT_IN_GENERIC_DICT" and given.get("attr"):
+        return f"({given['attr']!r} in {name}.__dict__)", "CONSTANT_MATCH"
+    if kind == "HASATTR" and given.get("attr"):
+        return f"hasattr({name}, {given['attr']!r})", "CONSTANT_MATCH"
+    return name, kind
 
 
 def placeholder_source(node: torch.fx.Node) -> str:
@@ -437,17 +451,36 @@ def traced_function(model: Any) -> tuple[Any, Any]:
     return (function, None) if bound is None else (function.__func__, bound)
 
 
-def _is_plain_module(model: torch.nn.Module) -> bool:
+_HOOKS = (
+    "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks",
+)  # fmt: skip
+
+
+def forward_hooks(module: torch.nn.Module | None) -> list[tuple[str, Any]]:
+    """Return (kind, function) of what runs around a module's forward; None: around that of every module."""
     from torch.nn.modules import module as tables
 
-    hooks = (
-        model._forward_pre_hooks, model._forward_hooks, model._backward_pre_hooks,
-        model._backward_hooks, tables._global_forward_pre_hooks, tables._global_forward_hooks,
-        tables._global_backward_pre_hooks, tables._global_backward_hooks,
-    )  # fmt: skip
+    def table(name: str) -> Mapping[int, Any]:
+        found: Mapping[int, Any] = (
+            getattr(tables, f"_global{name}") if module is None else getattr(module, name)
+        )
+        return found
+
+    return [(name, hook) for name in _HOOKS for hook in table(name).values()]
+
+
+def function_modes() -> list[type]:
+    """Return the classes of the active `TorchFunctionMode`s, which tracing goes through."""
+    from torch.overrides import _get_current_function_mode_stack
+
+    return [type(mode) for mode in _get_current_function_mode_stack()]
+
+
+def _is_plain_module(model: torch.nn.Module) -> bool:
+    hooks = [*forward_hooks(model), *forward_hooks(None)]
     forward = getattr(model.forward, "__func__", model.forward)
     call = getattr(model.__call__, "__func__", model.__call__)
-    return not any(hooks) and forward is not torch.nn.Module.forward and (
+    return not hooks and forward is not torch.nn.Module.forward and (
         call is torch.nn.Module.__call__
     )  # fmt: skip
 
@@ -1201,6 +1234,7 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch._dynamo.convert_frame:fullgraph_capture",
         "torch._dynamo.convert_frame:compile_lock",
         "torch._dynamo.convert_frame:get_traced_fn",
+        "torch.overrides:_get_current_function_mode_stack",
         "torch.nn.modules.module:_global_forward_pre_hooks",
         "torch.nn.modules.module:_global_forward_hooks",
         "torch.nn.modules.module:_global_backward_pre_hooks",

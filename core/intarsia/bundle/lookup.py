@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from attrs import fields, frozen
 
+from intarsia import torch_compat
 from intarsia.bundle.sources import class_sources
 from intarsia.capture.call import Call, argument_values
 from intarsia.capture.dynamic import Dynamic
@@ -87,7 +88,22 @@ def lookup_factors(asked: Asked) -> dict[str, str]:
     Raises:
         NoKey: a compiler, rule or argument has no identity that another process could compare.
     """
-    return {**chosen_factors(asked), **model_factors(asked.model), **_arguments(asked)}
+    return {
+        **chosen_factors(asked), **_torch_state(), **model_factors(asked.model), **_arguments(asked)
+    }  # fmt: skip
+
+
+def _torch_state() -> dict[str, str]:
+    """Return the switches of torch that tracing bakes in."""
+    modes = [function_identity(mode) for mode in torch_compat.function_modes()]
+    return {
+        "default dtype": dtype_name(torch.get_default_dtype()),
+        "default device": str(torch.get_default_device()),
+        "function modes": json.dumps(modes),
+        "deterministic algorithms": f"{torch.are_deterministic_algorithms_enabled()}, warn only "
+        f"{torch.is_deterministic_algorithms_warn_only_enabled()}",
+        "float32 matmul precision": torch.get_float32_matmul_precision(),
+    }
 
 
 def chosen_factors(asked: Chosen) -> dict[str, str]:
@@ -194,6 +210,7 @@ def model_factors(model: Any) -> dict[str, str]:
     """Return what is known of a model without tracing it: classes, sources, structure, weights."""
     found = {f"source of {name}": text for name, text in class_sources(model).items()}
     owner = getattr(model, "__self__", model)
+    found["forward"] = function_identity(torch_compat.traced_function(model)[0])
     if not isinstance(owner, torch.nn.Module):
         found["model"] = function_identity(model)
         return found
@@ -205,7 +222,26 @@ def model_factors(model: Any) -> dict[str, str]:
     found["model structure"] = plain_digest(kinds)
     found["model lengths"] = json.dumps(lengths, sort_keys=True)
     found["training"] = plain_digest(training) if training else "off"
+    found["replaced forwards"] = json.dumps(_replaced_forwards(modules))
+    found["hooks"] = json.dumps(_hooks([("every module", None), *modules]))
     found.update(_weights(owner))
+    return found
+
+
+def _replaced_forwards(modules: Iterable[tuple[str, torch.nn.Module]]) -> dict[str, str]:
+    """Return the forwards that instances have of their own: what reads `self.forward` calls these."""
+    return {
+        path: function_identity(vars(module)[name])
+        for path, module in modules for name in ("forward", "__call__") if name in vars(module)
+    }  # fmt: skip
+
+
+def _hooks(modules: Iterable[tuple[str, torch.nn.Module | None]]) -> dict[str, list[str]]:
+    """Return what runs around forwards, which is traced with them."""
+    found: dict[str, list[str]] = {}
+    for path, module in modules:
+        for kind, hook in torch_compat.forward_hooks(module):
+            found.setdefault(path, []).append(f"{kind} {function_identity(hook)}")
     return found
 
 

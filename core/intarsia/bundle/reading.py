@@ -6,6 +6,7 @@ needs. All of it is compared before a plan is used: in one evaluation where noth
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 from attrs import field, frozen
 
 from intarsia.bundle.codec import NotHere, decode, encode
-from intarsia.bundle.sources import inlined_sources, present_code, present_file
-from intarsia.capture.frozen import FrozenKind, FrozenValue, change_line, type_name
+from intarsia.bundle.sources import inlined_sources, present_code, present_file, variables_in
+from intarsia.capture.frozen import FrozenKind, FrozenValue, change_line, keys_of, type_name
 from intarsia.capture.graph import Graph
 from intarsia.capture.scope import aliases_in, compiled_source, scope_of, with_aliases
 from intarsia.digests import function_identity, plain_digest
@@ -23,6 +24,8 @@ from intarsia.split.encode import CannotEncode, Encoded
 from intarsia.torch_compat import traced_function
 
 _GONE = "<gone>"
+_NOT_SOURCES = ("file", "code", "variable", "training")
+"""The kinds of facts that are not read by evaluating a source."""
 _OURS = ("G['__import_intarsia", "G['__import_torch_dot__dynamo", "G['__import_torch_dot__inductor")
 """Sources that regional capture and Dynamo's own stand-ins bring along: no part of the model."""
 
@@ -36,8 +39,8 @@ class Fact:
     """One thing that must be as it was.
 
     Attributes:
-        kind: how `source` is read: a kind of frozen value, "file" (a module's source), or "code" (the
-            loaded code at a place).
+        kind: how `source` is read: a kind of frozen value, "file" (a module's source), "code" (the loaded
+            code at a place), or "variable" (of the environment).
         label: the thing for a reader.
         value: what it was, as plain data.
     """
@@ -110,6 +113,8 @@ def reading_of(
         facts["file", name] = Fact("file", name, f"source of {name}", value)
     for place, value in loaded.items():
         facts["code", place] = Fact("code", place, f"code of {place}", value)
+    for name in variables_in(codes):
+        facts["variable", name] = Fact("variable", name, f"variable {name}", os.environ.get(name))
     return Reading(tuple(facts.values()), aliases, tuple(needs), tuple(imported))
 
 
@@ -191,15 +196,13 @@ def _shown(value: Encoded) -> Any:
 
 
 def _present(facts: Sequence[Fact], scope: Mapping[str, Any], model: Any) -> list[Encoded]:
-    values = [fact for fact in facts if fact.kind not in ("file", "code", "training")]
+    values = [fact for fact in facts if fact.kind not in _NOT_SOURCES]
     try:
         found = iter(_all_at_once([(f.kind, f.source) for f in values], scope))
     except Exception:  # one of them is gone: find out which
         found = iter([_one(f, scope) for f in values])
     flags = _training(model)
-    return [
-        _other(f, flags) if f.kind in ("file", "code", "training") else next(found) for f in facts
-    ]
+    return [_other(f, flags) if f.kind in _NOT_SOURCES else next(found) for f in facts]
 
 
 def _training(model: Any) -> dict[str, bool]:
@@ -211,6 +214,8 @@ def _training(model: Any) -> dict[str, bool]:
 def _other(fact: Fact, flags: Mapping[str, bool]) -> Encoded:
     if fact.kind == "training":
         return flags.get(fact.source, _GONE)
+    if fact.kind == "variable":
+        return os.environ.get(fact.source)
     try:
         return present_file(fact.source) if fact.kind == "file" else present_code(fact.source)
     except (ImportError, AttributeError):
@@ -218,7 +223,8 @@ def _other(fact: Fact, flags: Mapping[str, bool]) -> Encoded:
 
 
 _READERS: Mapping[str, Callable[[Any], Encoded]] = {
-    "value": encode, "length": len, "class": type_name, "function": function_identity,
+    "value": encode, "length": len, "keys": lambda value: encode(keys_of(value)), "class": type_name,
+    "function": function_identity,
 }  # fmt: skip
 
 
@@ -241,7 +247,7 @@ def frozen_again(reading: Reading, scope: dict[str, Any], model: Any) -> list[Fr
     modules = dict(model.named_modules()) if isinstance(model, torch.nn.Module) else {}
     made = []
     for fact in reading.facts:
-        if fact.kind in ("file", "code"):
+        if fact.kind in ("file", "code", "variable"):
             continue
         value = decode(fact.value)
         made.append(
@@ -263,6 +269,8 @@ def _reader(
         return lambda: module.training
     code = compiled_source(fact.source)
     assert code is not None, fact.source
-    read: Mapping[str, Callable[[Any], Any]] = {**_READERS, "value": lambda value: value}
+    read: Mapping[str, Callable[[Any], Any]] = {
+        **_READERS, "value": lambda value: value, "keys": keys_of,
+    }  # fmt: skip
     convert = read[fact.kind]
     return lambda: convert(eval(code, scope))

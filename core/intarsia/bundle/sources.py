@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -92,6 +93,23 @@ def inlined_sources(codes: Iterable[CodeType], model: Any) -> tuple[dict[str, st
                 f"the source of {code.co_qualname} ({code.co_filename}) cannot be read"
             )
     return files, loaded
+
+
+_READS_VARIABLES = frozenset({"environ", "environb", "getenv"})
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+
+
+def variables_in(codes: Iterable[CodeType]) -> list[str]:
+    """Return the environment variables that inlined code names where it reads the environment.
+
+    Tracing reads them without a guard, so the code's own constants are all that tells.
+    """
+    found: dict[str, None] = {}
+    for code in codes:
+        if _READS_VARIABLES & set(code.co_names) and not is_versioned(code.co_filename):
+            names = (c for c in code.co_consts if isinstance(c, str) and _VARIABLE.fullmatch(c))
+            found.update(dict.fromkeys(names))
+    return list(found)
 
 
 def _stands_in_file(code: CodeType) -> bool:

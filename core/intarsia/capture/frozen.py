@@ -22,17 +22,18 @@ from intarsia.torch_compat import FrameCapture
 _VALUE_GUARDS = {
     "CONSTANT_MATCH", "EQUALS_MATCH", "BOOL_MATCH", "NONE_MATCH", "SEQUENCE_LENGTH", "DICT_LENGTH",
     "TYPE_MATCH", "DICT_KEYS_MATCH", "MODULE_MATCH", "NN_MODULE", "HASATTR", "LIST_LENGTH",
-    "TUPLE_ITERATOR_LEN",
+    "TUPLE_ITERATOR_LEN", "MAPPING_KEYS_CHECK",
 }  # fmt: skip
-_FUNCTION_GUARDS = ("ID_MATCH", "CLOSURE_MATCH", "FUNCTION_MATCH", "BUILTIN_MATCH")
-_LENGTHS = {"SEQUENCE_LENGTH", "DICT_LENGTH", "LIST_LENGTH", "DICT_KEYS_MATCH"}
+_FUNCTION_GUARDS = ("ID_MATCH", "CLOSURE_MATCH", "FUNCTION_MATCH", "BUILTIN_MATCH", "CLASS_MATCH")
+_KEYS = {"DICT_KEYS_MATCH", "MAPPING_KEYS_CHECK"}
+_LENGTHS = {"SEQUENCE_LENGTH", "DICT_LENGTH", "LIST_LENGTH"}
 _CLASSES = {"TYPE_MATCH", "MODULE_MATCH", "NN_MODULE"}
 # Whoever watches the replacement of weights registers these, we among them; a forward does not read them.
 _UNREAD = re.compile(r"\b_global_(module|parameter|buffer)_registration_hooks\b")
 
-FrozenKind: TypeAlias = Literal["value", "length", "class", "function", "training"]
-"""What of a source is compared: the value, its length, the name of its class, its identity as a function
-or class; "training" is a module's flag."""
+FrozenKind: TypeAlias = Literal["value", "length", "keys", "class", "function", "training"]
+"""What of a source is compared: the value, its length, its keys in order, the name of its class, its
+identity as a function or class; "training" is a module's flag."""
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device,
           torch.layout, torch.memory_format, enum.Enum)  # fmt: skip
 
@@ -78,15 +79,17 @@ def frozen_values(capture: FrameCapture) -> tuple[list[FrozenValue], list[str]]:
             continue
         if kind not in _VALUE_GUARDS:
             if kind in _FUNCTION_GUARDS and source not in found:
-                function = _freeze_function(source, scope, root_name)
-                if function is not None:
-                    found[source] = function
+                same = _freeze_function(source, scope, root_name)
+                if same is None:  # members of an enum are compared by identity, too
+                    same = _freeze(source, "EQUALS_MATCH", scope, root_name)
+                if same is not None:
+                    found[source] = same
                 else:
                     opaque.append(label_of(source, root_name))
             continue
         entry = _freeze(source, kind, scope, root_name)
         if entry is not None:
-            found[f"{kind if kind in _LENGTHS else ''}{source}"] = entry
+            found[f"{kind if kind in _LENGTHS | _KEYS else ''}{source}"] = entry
     for name, module in _modules(capture.root):
         found[f"training:{name}"] = _training(name, module)
     return list(found.values()), sorted(set(opaque))
@@ -210,6 +213,8 @@ def _freeze(source: str, kind: str, scope: dict[str, Any], root_name: str) -> Fr
 def _kind_of(guard: str) -> FrozenKind:
     if guard in _LENGTHS:
         return "length"
+    if guard in _KEYS:
+        return "keys"
     return "class" if guard in _CLASSES else "value"
 
 
@@ -242,9 +247,17 @@ def _function_name(value: Any) -> str:
 def _reader(code: Any, kind: str, scope: dict[str, Any]) -> Callable[[], Any]:
     if kind in _LENGTHS:
         return lambda: len(eval(code, scope))
+    if kind in _KEYS:
+        return lambda: keys_of(eval(code, scope))
     if kind in _CLASSES:
         return lambda: type_name(eval(code, scope))
     return lambda: eval(code, scope)
+
+
+def keys_of(value: Any) -> Any:
+    """Return the keys of a mapping in order, or how many there are where they are no plain values."""
+    keys = tuple(value)
+    return keys if _is_plain(keys) else len(keys)
 
 
 def type_name(value: Any) -> str:

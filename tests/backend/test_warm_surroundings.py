@@ -1,0 +1,141 @@
+"""What tracing depends on beside the model's code and weights: a start that differs in it compiles anew."""
+
+from __future__ import annotations
+
+import os
+import types
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.modules import module as everywhere
+from torch.overrides import TorchFunctionMode
+
+import intarsia
+
+VARIABLE = "SURROUNDINGS_OF_A_TEST"
+
+
+class Inner(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+
+class Model(torch.nn.Module):
+    factor = 2.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner = torch.nn.Linear(4, 4), Inner()
+        self.table, self.names = {"a": 1.0, "b": 2.0}, {"x"}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.inner(self.first(x)) * self.factor + torch.ones(4)
+        if os.environ.get("SURROUNDINGS_OF_A_TEST") == "1":
+            y = y * 9
+        if "flag" in self.table:
+            y = y * 5
+        if "z" in self.names:
+            y = y * 7
+        if hasattr(self, "extra"):
+            y = y + 100
+        for name in self.table:
+            y = y * 2 + self.table[name]
+        return y
+
+
+def doubled(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return self.first(x) * 3
+
+
+def tripled(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return self.first(x) * 5
+
+
+class Louder(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def adding(amount: float) -> Callable[..., torch.Tensor]:
+    return lambda module, args, output: output + amount
+
+
+@contextmanager
+def hook(handle: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def having(target: Any, name: str, value: Any) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(target, name, value, raising=False)
+        yield
+
+
+@contextmanager
+def default_dtype() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def variable() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, "1")
+        yield
+
+
+CHANGES: dict[str, Callable[[Model], AbstractContextManager[Any]]] = {
+    "a hook of the model": lambda m: hook(m.register_forward_hook(adding(1.0))),
+    "the same hook with another value": lambda m: hook(m.register_forward_hook(adding(2.0))),
+    "a hook of a part": lambda m: hook(m.inner.register_forward_hook(adding(1.0))),
+    "a hook before a part": lambda m: hook(
+        m.inner.register_forward_pre_hook(lambda module, args: (args[0] + 100,))
+    ),
+    "a hook of every module": lambda m: hook(everywhere.register_module_forward_hook(adding(1.0))),
+    "a forward of its own": lambda m: having(m, "forward", types.MethodType(doubled, m)),
+    "another forward of its own": lambda m: having(m, "forward", types.MethodType(tripled, m)),
+    "a part's forward of its own": lambda m: having(m.inner, "forward", lambda x: x * 7),
+    "the class's forward": lambda m: having(Inner, "forward", lambda self, x: x * 11),
+    "an attribute that hides the class's": lambda m: having(m, "factor", 3.0),
+    "an attribute that was not there": lambda m: having(m, "extra", 1),
+    "a key that was not there": lambda m: having(m, "table", {"a": 1.0, "b": 2.0, "flag": 1.0}),
+    "a member that was not there": lambda m: having(m, "names", {"x", "z"}),
+    "the order of keys": lambda m: having(m, "table", {"b": 2.0, "a": 1.0}),
+    "the default dtype": lambda m: default_dtype(),
+    "a mode of functions": lambda m: Louder(),
+    "a variable of the environment": lambda m: variable(),
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("surroundings"))
+
+
+def start(model: Model, cache: str) -> Any:
+    x = torch.randn(3, 4, dtype=torch.float32)
+    compiled = intarsia.compile(model, (x,), compilers=["eager"], cache=cache, artifact="quick")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
+    return compiled.report
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_start_in_other_surroundings_is_right(change: str, cache: str, tmp_path: Path) -> None:
+    model = Model().eval()
+    start(model, cache)
+    assert start(model, cache).bundle_reads == 1
+    with CHANGES[change](model):
+        start(model, cache)
+    assert start(model, cache).bundle_reads == 1
