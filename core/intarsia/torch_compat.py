@@ -185,7 +185,10 @@ def capture_frame(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         fake_mode=None if backend is None else backend.fake_mode,
         function=function,
         root=root,
-        guards=tuple(_guard_entry(guard) for guard in captured.output_graph.guards),
+        guards=(
+            *(_guard_entry(guard) for guard in captured.output_graph.guards),
+            *_one_object(captured.output_graph.guards),
+        ),
         written_globals=_written_globals(captured.bytecode),
         codes=tuple(captured.traced_code or ()),
         sources=_input_sources(captured, backend),
@@ -299,6 +302,16 @@ def placeholder_source(node: torch.fx.Node) -> str:
     argument = node.meta.get("grapharg")
     source = getattr(argument, "source", None)
     return "" if source is None else source_name(source)
+
+
+def _one_object(guards: Any) -> list[tuple[str, str]]:
+    """Return a guard on a truth value for each two sources that lead to one and the same object."""
+    found = []
+    for guard in guards:
+        other = (getattr(guard.create_fn, "keywords", None) or {}).get("source_b")
+        if other is not None:
+            found.append((f"({source_name(guard)} is {source_name(other)})", "CONSTANT_MATCH"))
+    return found
 
 
 def is_static_placeholder(node: torch.fx.Node) -> bool:

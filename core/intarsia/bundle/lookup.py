@@ -217,7 +217,7 @@ def model_factors(model: Any) -> dict[str, str]:
     found["model"] = function_identity(type(owner) if owner is model else model)
     modules = list(owner.named_modules(remove_duplicate=False))
     kinds = [(path, f"{type(m).__module__}.{type(m).__qualname__}") for path, m in modules]
-    lengths = {path: len(m) for path, m in modules if hasattr(m, "__len__")}
+    lengths = {path: _length(m) for path, m in modules if hasattr(m, "__len__")}
     training = [path for path, m in modules if m.training]
     found["model structure"] = plain_digest(kinds)
     found["model lengths"] = json.dumps(lengths, sort_keys=True)
@@ -243,6 +243,13 @@ def _hooks(modules: Iterable[tuple[str, torch.nn.Module | None]]) -> dict[str, l
         for kind, hook in torch_compat.forward_hooks(module):
             found.setdefault(path, []).append(f"{kind} {function_identity(hook)}")
     return found
+
+
+def _length(module: Any) -> int | None:
+    try:
+        return len(module)
+    except Exception:  # of the module's own; a forward need not ask for it
+        return None
 
 
 def _weights(model: torch.nn.Module) -> dict[str, str]:

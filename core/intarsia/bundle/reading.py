@@ -6,6 +6,7 @@ needs. All of it is compared before a plan is used: in one evaluation where noth
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -100,6 +101,12 @@ def reading_of(
                 why="tracing read it, and it is neither a plain value nor a function or class",
                 subject=graph.opaque[0],
             )
+        made = [i.name for i in graph.inputs if i.kind == "constant" and i.read is None]
+        if made:
+            raise CannotRead(
+                f"{made[0]} cannot be read in another process",
+                why="tracing made a tensor of something that is none", subject=made[0],
+            )  # fmt: skip
         for fact in _facts(graph):
             facts.setdefault((fact.kind, fact.source), fact)
         used = [f.source for f in facts.values()] + [i.source for i in graph.inputs]
@@ -174,12 +181,16 @@ class Present:
 def compare(reading: Reading, scope: Mapping[str, Any], model: Any) -> Present | None:
     """Compare what tracing had read with what is there now; None where all of it is the same."""
     now = _present(reading.facts, scope, model)
-    wanted = [fact.value for fact in reading.facts]
-    if now == wanted:
+    if _text(now) == _text([fact.value for fact in reading.facts]):
         return None
-    pairs = [(f, v) for f, v in zip(reading.facts, now, strict=True) if v != f.value]
+    pairs = [(f, v) for f, v in zip(reading.facts, now, strict=True) if _text(v) != _text(f.value)]
     pairs.sort(key=lambda pair: pair[0].kind not in ("file", "code"))  # an edit explains the others
     return Present(tuple(_line(fact, value) for fact, value in pairs), plain_digest(now))
+
+
+def _text(value: Encoded) -> str:
+    # To Python 1 and True are equal, also within lists; a graph with one is not that with the other.
+    return json.dumps(value)
 
 
 def _line(fact: Fact, value: Encoded) -> str:
