@@ -153,6 +153,15 @@ def test_where_packages_cannot_be_loaded_none_is_made_and_one_line_says_so(
     assert tiers(compiled) == {"quick"}
 
 
+def test_a_wait_ends_where_somebody_closes_the_workers(start: Start) -> None:
+    from intarsia.compiling.workers import workers
+
+    compiled = start(options={"seconds": 30.0})
+    workers.close()
+    assert compiled.wait_packages(20)
+    assert tiers(compiled) == {"quick"}
+
+
 def test_calls_and_rebinding_go_on_while_packages_are_put_in(start: Start) -> None:
     compiled = start(options={"seconds": 0.2})
     stop, errors = threading.Event(), []

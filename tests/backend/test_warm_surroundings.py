@@ -16,7 +16,11 @@ from torch.overrides import TorchFunctionMode
 
 import intarsia
 
-VARIABLE = "SURROUNDINGS_OF_A_TEST"
+VARIABLE = "surroundings_of_a_test"
+
+
+def read(name: str) -> str | None:
+    return os.environ.get(name)
 
 
 class Inner(torch.nn.Module):
@@ -34,7 +38,7 @@ class Model(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.inner(self.first(x)) * self.factor + torch.ones(4)
-        if os.environ.get("SURROUNDINGS_OF_A_TEST") == "1":
+        if read("surroundings_of_a_test") == "1":
             y = y * 9
         if "flag" in self.table:
             y = y * 5

@@ -114,13 +114,14 @@ def reading_of(
     codes = [code for graph in graphs for code in graph.codes]
     try:
         files, loaded = inlined_sources(codes, model)
+        variables = variables_in(codes)
     except LookupError as error:
         raise CannotRead(str(error.args[0])) from error
     for name, value in files.items():
         facts["file", name] = Fact("file", name, f"source of {name}", value)
     for place, value in loaded.items():
         facts["code", place] = Fact("code", place, f"code of {place}", value)
-    for name in variables_in(codes):
+    for name in variables:
         facts["variable", name] = Fact("variable", name, f"variable {name}", os.environ.get(name))
     return Reading(tuple(facts.values()), aliases, tuple(needs), tuple(imported))
 

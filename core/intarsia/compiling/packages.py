@@ -28,6 +28,10 @@ from intarsia.report.events import EventStream
 from intarsia.runtime.bound import PieceFunction
 
 
+class NoWorker(IntarsiaError):
+    """A package was not made, since the workers are gone."""
+
+
 @frozen
 class PackageTask:
     """A piece of which a package is wanted.
@@ -146,9 +150,11 @@ class Packages:
                              made.note, "package")  # fmt: skip
 
     def _done(self, task: PackageTask, future: Future[Any]) -> None:
-        if self.cancelled or future.cancelled():
+        if self.cancelled:
             return
         try:
+            if future.cancelled():  # somebody closed the workers
+                raise NoWorker("the workers were closed")
             self._take(task, future.result())
         except CompileRejected as error:
             self.refused[task.name] = str(error) if error.why else error.what
