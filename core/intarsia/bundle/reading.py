@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,9 @@ from intarsia.errors import IntarsiaError
 from intarsia.split.encode import CannotEncode, Encoded
 from intarsia.torch_compat import traced_function
 
+_BY_ADDRESS = re.compile(r"\bG\['_\d+_c\d+'\]")
+"""A name that Dynamo made of an object's address: it is another one in each process, and other sources lead
+to the object."""
 _GONE = "<gone>"
 _NOT_SOURCES = ("file", "code", "variable", "training")
 """The kinds of facts that are not read by evaluating a source."""
@@ -128,7 +132,7 @@ def reading_of(
 
 def _facts(graph: Graph) -> Iterable[Fact]:
     for entry in graph.frozen:
-        if entry.source.startswith(_OURS):
+        if entry.source.startswith(_OURS) or _BY_ADDRESS.search(entry.source):
             continue
         value = entry.value
         if entry.kind == "function":
