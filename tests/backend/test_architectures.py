@@ -262,7 +262,7 @@ MAMBA = A(
     BATCH_ONLY,
 )
 IDS = [one.name for one in ARCHITECTURES]
-INDUCTOR_NOW = ("llama", "bert-mask")
+INDUCTOR_NOW = ("llama",)
 SIZES: tuple[Sizes, ...] = tuple(
     {"batch": batch, "length": length} for batch, length in ((2, 11), (3, 17), (2, 17), (1, 9))
 )

@@ -206,7 +206,8 @@ def test_collection_keeps_what_a_living_process_uses(tmp_path: Path) -> None:
     )
     holder = began(hold, root)
     assert "TOLD" in holder.stdout.readline()
-    begin(by_name("consumers").build(), (randn(6, 4),), cache=root)
+    # Held: what is collected with its last reference is in use by nobody.
+    held = begin(by_name("consumers").build(), (randn(6, 4),), cache=root)
     before = set(headers(root))
     gone = begin(by_name("closure").build(), (randn(6, 4),), cache=False)
     gone.compiled.close()
@@ -225,5 +226,6 @@ def test_collection_keeps_what_a_living_process_uses(tmp_path: Path) -> None:
     fresh(collect, root)
     mine = {h.meta.get("name", "").split("-")[0].split(".")[0] for h in headers(root).values()}
     assert mine == {"Consumers"}, "those of the process that ended are gone"
+    held.compiled.close()
     assert begin(by_name("consumers").build(), (randn(6, 4),), cache=root).was_warm
     assert opened(root).cache.counters["quarantined"] == 0
