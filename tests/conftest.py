@@ -33,6 +33,12 @@ def _fresh_dynamo() -> None:
 
 
 @pytest.fixture
+def saboteur(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install the compiler that misbehaves, of `tests/plugins`, for one test."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent / "plugins"))
+
+
+@pytest.fixture
 def toys(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Install the toy compilers of `tests/plugins` for one test and return their module."""
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent / "plugins"))

@@ -45,7 +45,6 @@ def assemble(
         return with_counters(make_report(), events)
 
     return Engine(
-        name, model, entry, front.tree, front.tensors, dispatcher, make_frozen, events, report,
+        dispatcher, uncovered, events, name, model, entry, front.tree, front.tensors, make_frozen, report,
         lambda code: explain(report(), front.sources(dispatcher.boxes) if code else {}),
-        uncovered,
     )  # fmt: skip

@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from attrs import define, field
@@ -14,27 +14,20 @@ from attrs import define, field
 from intarsia.capture.frozen import FrozenValue, changes
 from intarsia.capture.graph import ArgumentTree
 from intarsia.errors import CacheError, ContractError
-from intarsia.report.events import EventStream
 from intarsia.report.records import Report
-from intarsia.runtime.bound import BoundBox, Dispatcher, PieceFunction, close_callable
+from intarsia.runtime.bound import BoundBox, close_callable
 from intarsia.runtime.contract import Entry, Memory, TensorContract, diagnose, relayout
 from intarsia.runtime.source import compile_source
-from intarsia.runtime.swapping import put_in
-from intarsia.runtime.uncovered import Uncovered
+from intarsia.runtime.swapping import Swappable
 from intarsia.runtime.weights import Announced, PlanInput, live_weights, owners, watch
-
-if TYPE_CHECKING:
-    from intarsia.compiling.packages import Packages
 
 
 @define(eq=False)
-class Engine:
+class Engine(Swappable):
     """All that a compiled model is made of, behind its `nn.Module` face.
 
     Attributes:
         stale: whether a weight was replaced since the plans were bound.
-        is_final: whether the plans stay as they are: after `freeze()` and `close()`.
-        packages: the packages that are on their way, or None.
         write: writes the plan to a file, or raises CacheError where that is not possible.
     """
 
@@ -43,18 +36,12 @@ class Engine:
     entry: Entry
     tree: ArgumentTree
     tensors: Sequence[TensorContract]
-    dispatcher: Dispatcher
     make_frozen: Callable[[], Sequence[FrozenValue]]
-    events: EventStream
     make_report: Callable[[], Report]
     make_explanation: Callable[[bool], str]
-    uncovered: Uncovered
     stale: bool = False
-    is_final: bool = False
-    packages: Packages | None = None
     write: Callable[[str], None] | None = None
     _frozen: Sequence[FrozenValue] | None = field(default=None, alias="_frozen", repr=False)
-    _lock: threading.RLock = field(factory=threading.RLock, alias="_lock", repr=False)
     _memory: Memory | None = field(default=None, alias="_memory", repr=False)
     _announced: list[Announced] = field(factory=list, init=False, repr=False)
     _announced_lock: threading.Lock = field(factory=threading.Lock, init=False, repr=False)
@@ -174,22 +161,6 @@ class Engine:
             self.dispatcher.forget()
         self.events.count("rebind")
         self.events.send("rebind", phase="bind", message="bound to the model's present weights")
-
-    def swap(self, functions: Mapping[int, PieceFunction]) -> bool:
-        """Put others in the place of pieces, given by the id of the callable; says whether that was done."""
-        with self._lock:
-            if self.is_final:
-                return False
-            put_in(functions, self.dispatcher, self.uncovered, self._converted)
-        self.events.count("swap")
-        return True
-
-    def end(self) -> None:
-        """Stop what is on its way, and keep the plans as they are from now on."""
-        with self._lock:
-            self.is_final = True
-        if self.packages is not None:
-            self.packages.cancel()
 
     def _rebind_boxes(self, boxes: Sequence[BoundBox]) -> None:
         read: dict[int, list[Any]] = {}

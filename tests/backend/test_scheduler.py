@@ -22,9 +22,7 @@ from intarsia.compiling.workers import workers
 from intarsia.config import load_config
 from intarsia.interfaces import CompileResult
 from intarsia.job import Job
-from tests.faults.sabotage import Model, compilers, needs_linux, saboteur, warnings
-
-__all__ = ["saboteur"]
+from tests.faults.sabotage import Model, compilers, needs_linux, warnings
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("saboteur"), needs_linux]
 

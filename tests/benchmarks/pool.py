@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import itertools
 
-from tests.benchmarks.common import ROOT, cpu_seconds, fresh_caches, run_child, table, write_json
+from tests.benchmarks.common import cpu_seconds, fresh_caches, run_child, table, write_json
 
 WAYS = ("here", "default", "default, warm", "2 workers, warm")
 SETTING = {"here": 0, "default": None, "default, warm": None, "2 workers, warm": 2}
@@ -121,9 +121,8 @@ def _cpu_of(pid: int) -> float:
 
 
 def child(way: str, count: int, caches: Path) -> dict[str, Any]:
-    """Measure in a new process, with this working tree's packages."""
-    paths = os.pathsep.join(str(ROOT / name) for name in ("core", "plugins", ""))
-    return run_child(Path(__file__), ["--child", way, str(count)], caches, {"PYTHONPATH": paths})
+    """Measure in a new process."""
+    return run_child(Path(__file__), ["--child", way, str(count)], caches)
 
 
 def main() -> None:

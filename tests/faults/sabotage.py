@@ -63,12 +63,6 @@ def warnings(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
     return [line for line in found if text in line]
 
 
-@pytest.fixture
-def saboteur(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Install the saboteur for one test."""
-    monkeypatch.syspath_prepend(str(PLUGINS))
-
-
 def no_worker_is_left() -> bool:
     """Say whether a second later there is no worker, and nothing that one has started."""
     return eventually(lambda: not workers_and_theirs(), 1.0)

@@ -12,11 +12,8 @@ from tests.faults.sabotage import (
     compilers,
     needs_linux,
     no_worker_is_left,
-    saboteur,
     warnings,
 )
-
-__all__ = ["saboteur"]
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("saboteur"), needs_linux]
 

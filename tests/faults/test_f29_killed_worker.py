@@ -15,12 +15,9 @@ from tests.faults.sabotage import (
     compilers,
     needs_linux,
     no_worker_is_left,
-    saboteur,
     warnings,
 )
 from tests.processes import eventually
-
-__all__ = ["saboteur"]
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("saboteur"), needs_linux]
 

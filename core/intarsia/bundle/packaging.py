@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from intarsia.bundle.bundle import Bundle
 from intarsia.cache.cache import Cache
 from intarsia.job import CompileJob
 from intarsia.runtime.bound import PieceFunction
+from intarsia.runtime.swapping import Swappable
 
 if TYPE_CHECKING:
-    from intarsia.compiling.packages import Packages, PackageTask
-
-
-class Swappable(Protocol):
-    """What runs a plan whose pieces may be put in the place of others."""
-
-    packages: Packages | None
-
-    def swap(self, functions: Mapping[int, PieceFunction]) -> bool:
-        """Put others in the place of pieces, given by the id of the callable."""
+    from intarsia.compiling.packages import PackageTask
 
 
 def start_packages(
-    job: CompileJob, cache: Cache, bundle: Bundle, target: Any, functions: Mapping[int, Any],
+    job: CompileJob, cache: Cache, bundle: Bundle, target: Swappable, functions: Mapping[int, Any],
     keep: Callable[[Bundle, Any], None],
 ) -> None:  # fmt: skip
     """Have the packages made: in the background, or now where nothing else will do.
 
     Args:
         bundle: tells which packages are still to be made.
-        target: the `Swappable` that they are for; it may be gone before they are done.
+        target: the plans that they are for; they may be gone before they are done.
         functions: the callables of the pieces, by number.
         keep: takes the bundle with the packages, and the target, or None if it is gone.
     """

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from attrs import define, field, frozen
@@ -13,13 +12,10 @@ from intarsia import torch_compat
 from intarsia.capture import nodes
 from intarsia.capture.graph import Graph, Parameter
 from intarsia.report.events import EventStream
-from intarsia.runtime.bound import BoundBox, Dispatcher, Forward, PieceFunction
+from intarsia.runtime.bound import BoundBox, Dispatcher, Forward
 from intarsia.runtime.source import compile_source
-from intarsia.runtime.swapping import put_in
+from intarsia.runtime.swapping import Swappable
 from intarsia.runtime.uncovered import Uncovered
-
-if TYPE_CHECKING:
-    from intarsia.compiling.packages import Packages
 
 
 @frozen
@@ -52,41 +48,17 @@ class GraphFront:
 
 
 @define(eq=False)
-class GraphPlan:
+class GraphPlan(Swappable):
     """The bound plans of a graph, behind the callable that Dynamo has.
 
     Attributes:
         forward: what Dynamo calls.
-        is_final: whether the plans stay as they are: nobody has the callable any more.
-        packages: those that are on their way, or None.
         write: returns the plan as bytes, or raises CacheError where that is not possible.
     """
 
     name: str
-    dispatcher: Dispatcher
-    uncovered: Uncovered
-    events: EventStream
     forward: Forward
-    is_final: bool = False
-    packages: Packages | None = None
     write: Callable[[], bytes] = field(init=False, repr=False)
-    _lock: threading.Lock = field(factory=threading.Lock, init=False, repr=False)
-
-    def swap(self, functions: Mapping[int, PieceFunction]) -> bool:
-        """Put others in the place of pieces, given by the id of the callable; says whether that was done."""
-        with self._lock:
-            if self.is_final:
-                return False
-            put_in(functions, self.dispatcher, self.uncovered)
-        self.events.count("swap")
-        return True
-
-    def end(self) -> None:
-        """Stop what is on its way: nobody calls the graph any more."""
-        with self._lock:
-            self.is_final = True
-        if self.packages is not None:
-            self.packages.cancel()
 
 
 def assemble_graph(
@@ -117,7 +89,7 @@ def assemble_graph(
         "_set_grad_enabled": torch_compat.set_grad_enabled,
     }  # fmt: skip
     forward = compile_source(front.entry, "call", values, f"{name} entry")
-    return GraphPlan(name, dispatcher, uncovered, events, forward)
+    return GraphPlan(dispatcher, uncovered, events, name, forward)
 
 
 def front_of(graph: Graph, policy: str) -> GraphFront:

@@ -2,29 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
+from attrs import define, field
+
+from intarsia.report.events import EventStream
 from intarsia.runtime.bound import BoundBox, Dispatcher, PieceFunction
 from intarsia.runtime.uncovered import Uncovered
 
+if TYPE_CHECKING:
+    from intarsia.compiling.packages import Packages
 
-def put_in(
-    functions: Mapping[int, PieceFunction], dispatcher: Dispatcher, uncovered: Uncovered,
-    on_converted: Callable[[], None] = lambda: None,
-) -> None:  # fmt: skip
-    """Put others in the place of pieces, given by the id of the callable.
+__all__ = ["Swappable"]
 
-    Whole new bound plans are made beside the old ones and put in at once: a call that runs goes on in the
-    old ones.
+
+@define(eq=False)
+class Swappable:
+    """Bound plans whose pieces may be put in the place of others; both front doors have one.
+
+    Attributes:
+        is_final: whether the plans stay as they are from now on.
+        packages: those that are on their way, or None.
     """
 
-    def swapped(box: BoundBox) -> BoundBox:
-        mine = {i: functions.get(id(f.callable), f) for i, f in box.functions.items()}
-        made = BoundBox(box.planned, box.plan, mine, box.check, box.name,
-                        on_checked=dispatcher.forget, on_converted=on_converted)  # fmt: skip
-        made.bind(box.weights)
-        return made
+    dispatcher: Dispatcher
+    uncovered: Uncovered
+    events: EventStream
+    is_final: bool = field(default=False, init=False)
+    packages: Packages | None = field(default=None, init=False)
+    _lock: threading.RLock = field(factory=threading.RLock, init=False, repr=False)
 
-    boxes = tuple(swapped(box) for box in dispatcher.boxes)
-    dispatcher.boxes = uncovered.boxes = boxes
-    dispatcher.forget()
+    def swap(self, functions: Mapping[int, PieceFunction]) -> bool:
+        """Put others in the place of pieces, given by the id of the callable; says whether that was done.
+
+        Whole new bound plans are made beside the old ones and put in at once: a call that runs goes on in
+        the old ones.
+        """
+        with self._lock:
+            if self.is_final:
+                return False
+            boxes = tuple(_swapped(box, functions) for box in self.dispatcher.boxes)
+            self.dispatcher.boxes = self.uncovered.boxes = boxes
+            self.dispatcher.forget()
+        self.events.count("swap")
+        return True
+
+    def end(self) -> None:
+        """Stop what is on its way, and keep the plans as they are from now on."""
+        with self._lock:
+            self.is_final = True
+        if self.packages is not None:
+            self.packages.cancel()
+
+
+def _swapped(box: BoundBox, functions: Mapping[int, PieceFunction]) -> BoundBox:
+    mine = {i: functions.get(id(f.callable), f) for i, f in box.functions.items()}
+    made = BoundBox(box.planned, box.plan, mine, box.check, box.name,
+                    on_checked=box.on_checked, on_converted=box.on_converted)  # fmt: skip
+    made.bind(box.weights)
+    return made
