@@ -95,6 +95,31 @@ def test_nothing_is_put_in_after_freeze_and_the_next_start_goes_on(start: Start)
     assert right(again)
 
 
+def test_what_is_done_in_the_moment_of_freeze_comes_too_late(start: Start) -> None:
+    compiled = start("quick")
+    engine = compiled._engine
+    boxes = engine.dispatcher.boxes
+    compiled.freeze()
+    assert not engine.swap({})
+    assert engine.dispatcher.boxes is boxes
+    other = start("quick")
+    assert other._engine.swap({})
+    assert other._engine.dispatcher.boxes is other._engine.uncovered.boxes
+
+
+def test_a_conversion_is_noticed_after_packages_were_put_in(start: Start) -> None:
+    compiled = start(options={"seconds": 0.2})
+    assert right(compiled)
+    assert compiled.wait_packages(60)
+    assert tiers(compiled) == {"package"}
+    assert right(compiled)
+    compiled.module.second.half()
+    with pytest.raises(intarsia.ContractError, match=r"second\.(weight|bias)"):
+        compiled(torch.randn(4, 8))
+    compiled.module.second.float()
+    assert right(compiled)
+
+
 def test_freeze_may_let_packages_in(start: Start) -> None:
     compiled = start(options={"seconds": 0.3})
     compiled.freeze(packages=True)
