@@ -159,7 +159,7 @@ def test_a_worker_that_died_is_told_and_the_next_start_tries_again(
     with caplog.at_level(logging.WARNING, "intarsia"):
         compiled = start(options={"die": True})
         assert compiled.wait_packages(100)
-    assert "have no package this time" in caplog.text
+    assert "got no package this time" in caplog.text
     assert tiers(compiled) == {"quick"}
     assert right(compiled)
     again = start()
@@ -178,13 +178,20 @@ def test_where_packages_cannot_be_loaded_none_is_made_and_one_line_says_so(
     assert tiers(compiled) == {"quick"}
 
 
-def test_a_wait_ends_where_somebody_closes_the_workers(start: Start) -> None:
+def test_a_wait_ends_where_somebody_closes_the_workers(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
     from intarsia.compiling.workers import workers
 
     compiled = start(options={"seconds": 30.0})
     workers.close()
     assert compiled.wait_packages(20)
     assert tiers(compiled) == {"quick"}
+    # Every short process ends so: that is nothing to warn of, and the next start goes on.
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+    again = start()
+    assert again.wait_packages(60)
+    assert tiers(again) == {"package"}
 
 
 def test_calls_and_rebinding_go_on_while_packages_are_put_in(start: Start) -> None:

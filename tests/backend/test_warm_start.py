@@ -340,7 +340,14 @@ def test_a_saved_plan_is_loaded_in_a_fresh_process(tmp_path: Path) -> None:
 
 WRONG: dict[str, tuple[Any, str]] = {
     "class": (lambda m: nn.Sequential(m), "source of torch|model"),
-    "shape": (lambda m: setattr(m, "last", nn.Linear(4, 1).eval()), "weights shape"),
+    "shape": (
+        lambda m: setattr(m, "shift", torch.ones(2, 4)),
+        r"weights shape differs: the weight shift of .* has another shape: it was \(.*\) and is \(2, 4\)",
+    ),
+    "untied": (
+        lambda m: setattr(m, "last", nn.Linear(4, 1).eval()),
+        r"weights shape differs: .* first\.weight, last\.weight were one tensor and are several",
+    ),
     "dtype": (lambda m: setattr(m, "shift", m.shift.double()), "weights dtype"),
     "tie": (lambda m: setattr(m.last, "weight", nn.Parameter(randn(4, 4))), "weights ties"),
     "value": (lambda m: setattr(m, "scale", 2.0), r"self\.scale was 1\.5 at capture and is 2\.0"),

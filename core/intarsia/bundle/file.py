@@ -6,16 +6,16 @@ import contextlib
 import inspect
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from intarsia.bundle.bundle import Bundle
 from intarsia.bundle.codec import NotHere
-from intarsia.bundle.loading import Changed, Target, load_bundle
+from intarsia.bundle.loading import Changed, Target, load_bundle, weight_problem
 from intarsia.bundle.lookup import model_factors
 from intarsia.cache.entry import BadEntry, Entry, decode_entry, encode_entry, read_header
-from intarsia.cache.key import differences, key_of
+from intarsia.cache.key import Difference, differences, key_of
 from intarsia.capture.call import describe
 from intarsia.compiled import Compiled
 from intarsia.compiling.identity import platform_factors, torch_factors, traits_of
@@ -69,16 +69,18 @@ def load_file(
         **torch_factors(), **platform_factors(place.platform, traits_of(place.platform, place.device)),
         **model_factors(model),
     }  # fmt: skip
+
+    def target(bundle: Bundle) -> Target:
+        events = EventStream(name, (plugins.emit,))
+        check = str(bundle.plan["check"])
+        return Target(model, name, plugins, place.device, events, check, _defaults(model))
+
     differs = differences(here, {k: v for k, v in entry.factors.items() if k in here})
     if differs:
-        raise _unfit(path, name, str(differs[0]))
+        raise _unfit(path, name, _words(differs[0], entry, target))
     bundle = Bundle.of(entry)
-    target = Target(
-        model, name, plugins, place.device, EventStream(name, (plugins.emit,)),
-        str(bundle.plan["check"]), _defaults(model),
-    )  # fmt: skip
     try:
-        found = load_bundle(bundle, target)
+        found = load_bundle(bundle, target(bundle))
     except (Changed, NotHere) as error:
         raise _unfit(path, name, str(error)) from error
     found.compiled._engine.write = lambda to: write_file(to, bundle, entry.factors)
@@ -95,6 +97,15 @@ def _entry_of(path: str | os.PathLike[str]) -> Entry:
             f"{os.fspath(path)} cannot be used", why=str(error),
             next_step="Save the compiled model again.", subject=os.fspath(path),
         ) from error  # fmt: skip
+
+
+def _words(difference: Difference, entry: Entry, target: Callable[[Bundle], Target]) -> str:
+    if difference.name.startswith("weights"):  # a digest of all, which tells a reader nothing
+        bundle = Bundle.of(entry)
+        named = weight_problem(bundle, target(bundle))
+        if named:
+            return f"{difference.name} differs: {named}"
+    return str(difference)
 
 
 def _unfit(path: Any, name: str, why: str) -> CacheError:

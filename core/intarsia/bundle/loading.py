@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve, field, frozen
@@ -82,10 +82,7 @@ def load_bundle(bundle: Bundle, target: Target) -> Loaded:
         raise Changed(present)
     front = front_from_data(bundle.plan["front"], target.defaults, target.device)
     _compare_values(front, target)
-    reader = PlanReader(
-        bundle.plan["plans"], bundle.artifacts.__getitem__, target.host, target.device,
-        module_of(target.model), lambda text: eval(text, scope), target.defaults,
-    )  # fmt: skip
+    reader = _reader(bundle, target, lambda text: eval(text, scope))
     boxes = reader.boxes({"values": "always"}.get(target.check, target.check), target.name)
     if not boxes or any({p.index for p in b.plan.pieces} != set(b.functions) for b in boxes):
         raise BadEntry("it has no piece for some sizes")
@@ -98,6 +95,23 @@ def load_bundle(bundle: Bundle, target: Target) -> Loaded:
     )  # fmt: skip
     functions = {i: reader.function(i) for i in range(len(bundle.plan["plans"]["functions"]))}
     return Loaded(Compiled(engine), functions)
+
+
+def weight_problem(bundle: Bundle, target: Target) -> str:
+    """Return which of the model's weights is not what was captured, and how; "" where none is found."""
+    weights = _reader(bundle, target, None).weights()
+    try:
+        live_weights(weights, target.model, target.name)
+    except ContractError as error:
+        return f"{error.what}: {error.why}"
+    return ""
+
+
+def _reader(bundle: Bundle, target: Target, read: Callable[[str], Any] | None) -> PlanReader:
+    return PlanReader(
+        bundle.plan["plans"], bundle.artifacts.__getitem__, target.host, target.device,
+        module_of(target.model), read, target.defaults,
+    )  # fmt: skip
 
 
 def _compare_values(front: Front, target: Target) -> None:

@@ -191,6 +191,11 @@ class PlanReader:
             for entry in self.data["boxes"]
         ]  # fmt: skip
 
+    def weights(self) -> list[PlanInput]:
+        """Return the weights that the plans read; no artifact is loaded."""
+        entries = [self._input(entry) for plan in self.data["plans"] for entry in plan["inputs"]]
+        return [entry for entry in entries if entry.kind == "weight"]
+
     def function(self, index: int) -> PieceFunction:
         """Return a compiled piece, loaded at its first use."""
         if index not in self._loaded:

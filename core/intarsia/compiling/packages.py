@@ -28,10 +28,6 @@ from intarsia.report.events import EventStream
 from intarsia.runtime.bound import PieceFunction
 
 
-class NoWorker(IntarsiaError):
-    """A package was not made, since the workers are gone."""
-
-
 @frozen
 class PackageTask:
     """A piece of which a package is wanted.
@@ -71,6 +67,7 @@ class Packages:
     refused: dict[str, str] = field(factory=dict, init=False)
     failed: dict[str, str] = field(factory=dict, init=False)
     unloadable: dict[str, str] = field(factory=dict, init=False)
+    stopped: list[str] = field(factory=list, init=False)
     cancelled: bool = field(default=False, init=False)
     _futures: list[Future[Any]] = field(factory=list, init=False)
     _count: int = field(default=0, init=False)
@@ -153,9 +150,10 @@ class Packages:
         if self.cancelled:
             return
         try:
-            if future.cancelled():  # somebody closed the workers
-                raise NoWorker("the workers were closed")
-            self._take(task, future.result())
+            if future.cancelled():  # the workers were closed, as they are when the process ends
+                self.stopped.append(task.name)
+            else:
+                self._take(task, future.result())
         except CompileRejected as error:
             self.refused[task.name] = str(error) if error.why else error.what
         except Exception as error:  # of the worker, or of a compiler
@@ -196,15 +194,16 @@ class Packages:
         """Put the packages in, and keep the plan with them unless a later start may do better."""
         begun = time.monotonic()
         self._tell({**self.unloadable, **self.refused}, "stay quick")
-        self._tell(self.failed, "have no package this time")
+        self._tell(self.failed, "got no package this time")
         try:
             if not self.cancelled:
                 swapped = bool(self.made) and self.swap(self.made)
-                if not self.failed and not self.unloadable:
+                if not (self.failed or self.unloadable or self.stopped):
                     self.keep(self.made)  # also without any: the next start need not try again
+                left = f"; {len(self.stopped)} are left to the next start" if self.stopped else ""
                 what = "are in use" if swapped else "are kept for the next start"
                 self.events.send("packages", phase="package", done=len(self.made),
-                                 total=len(self.tasks), message=f"{len(self.made)} packages {what}",
+                                 total=len(self.tasks), message=f"{len(self.made)} packages {what}{left}",
                                  data={"seconds": time.monotonic() - begun})  # fmt: skip
         except IntarsiaError as error:
             self.events.warn(f"the packages are not used: {error}")
