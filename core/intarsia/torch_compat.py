@@ -328,13 +328,6 @@ def mark_dynamic(tensor: torch.Tensor, dim: int) -> None:
     torch._dynamo.maybe_mark_dynamic(tensor, dim)
 
 
-def mark_static(tensor: torch.Tensor) -> None:
-    """Ask tracing to keep every dimension as it is."""
-    import torch._dynamo
-
-    torch._dynamo.mark_static(tensor)
-
-
 _DYNAMO_MARKS = (
     "_dynamo_weak_dynamic_indices",
     "_dynamo_dynamic_indices",
@@ -1262,6 +1255,7 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch.fx.experimental._config:backed_size_oblivious",
         "torch.fx.experimental.symbolic_shapes:ShapeEnv.create_symbol",
         "torch.fx.experimental.symbolic_shapes:DimDynamic",
+        "torch.fx.experimental.symbolic_shapes:ConstraintViolationError",
         "torch.compiler.config:cache_key_tag",
         "torch._subclasses.fake_tensor:FakeTensorMode",
         "torch._subclasses.fake_tensor:DataDependentOutputException",

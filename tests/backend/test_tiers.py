@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import intarsia
+from tests.processes import eventually
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("toys")]
 
@@ -40,12 +41,14 @@ def start(tmp_path: Path, toys: ModuleType) -> Start:
     torch.manual_seed(0)
     model = Model().eval()
 
-    def compiled(artifact: str = "tiered", options: Any = (), **settings: Any) -> Any:
+    def compiled(
+        artifact: str = "tiered", options: Any = (), compiler: str = "tiered", **settings: Any
+    ) -> Any:
         chosen = {"folder": str(tmp_path), **dict(options)}
         return intarsia.compile(
-            model, (torch.randn(3, 8),), dynamic={"x": {0: "n"}}, compilers=["tiered"], name="m",
+            model, (torch.randn(3, 8),), dynamic={"x": {0: "n"}}, compilers=[compiler], name="m",
             split_at=["torch.sigmoid", ".sigmoid"], cache=str(tmp_path / "cache"), artifact=artifact,
-            options={"tiered": chosen}, **settings,
+            options={} if compiler == "eager" else {compiler: chosen}, **settings,
         )  # fmt: skip
 
     return compiled
@@ -153,6 +156,26 @@ def test_what_cannot_be_packaged_stays_quick_says_so_and_is_not_tried_again(
     assert len((tmp_path / "niceness").read_text().split()) == 3
 
 
+def test_a_compiler_that_works_in_no_worker_stays_quick_and_says_so(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "intarsia"):
+        compiled = start(compiler="homely")
+    assert compiled.wait_packages(0)
+    assert [r.getMessage().count("does not run in the workers") for r in caplog.records] == [1]
+    assert tiers(compiled) == {"quick"}
+    assert not (tmp_path / "niceness").exists()
+
+
+def test_a_compiler_of_one_tier_is_found_where_packages_are_wanted(start: Start) -> None:
+    settings: dict[str, Any] = {"compiler": "eager", "deterministic": True, "strict": True}
+    first = start("package", **settings)
+    assert first.report.compiler_calls == 3
+    again = start("package", **settings, check="always")  # another plan of the same pieces
+    assert (again.report.compiler_calls, again.report.hits) == (0, 3)
+    assert right(again)
+
+
 def test_a_worker_that_died_is_told_and_the_next_start_tries_again(
     start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -179,11 +202,12 @@ def test_where_packages_cannot_be_loaded_none_is_made_and_one_line_says_so(
 
 
 def test_a_wait_ends_where_somebody_closes_the_workers(
-    start: Start, caplog: pytest.LogCaptureFixture
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from intarsia.compiling.workers import workers
 
     compiled = start(options={"seconds": 30.0})
+    assert eventually((tmp_path / "niceness").exists, 60)  # one of them runs, two wait
     workers.close()
     assert compiled.wait_packages(20)
     assert tiers(compiled) == {"quick"}

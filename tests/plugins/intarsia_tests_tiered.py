@@ -62,12 +62,14 @@ class Tiered(EagerCompiler):
 
 
 def intarsia_compilers() -> list[CompilerSpec]:
-    """Bring the compiler."""
+    """Bring the compiler, and one that keeps to the process that asks."""
     options = {
         "folder": Option("", str, in_key=False), "seconds": Option(0.0, (int, float), in_key=False),
         "refuse": Option(False, bool, in_key=False), "die": Option(False, bool, in_key=False),
         "loads": Option(True, bool, in_key=False),
     }  # fmt: skip
     can = Capabilities(dynamic_shapes=True, mutation=True, custom_ops=True, concurrent=True)
-    return [CompilerSpec("tiered", "1", Tiered, options=options, capabilities=can,
-                         tiers=("quick", "package"))]  # fmt: skip
+    tiered = CompilerSpec("tiered", "1", Tiered, options=options, capabilities=can,
+                          tiers=("quick", "package"))  # fmt: skip
+    homely = evolve(tiered, name="homely", capabilities=evolve(can, workers=False))
+    return [tiered, homely]

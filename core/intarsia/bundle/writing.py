@@ -13,10 +13,11 @@ from intarsia.bundle.plans import PlanWriter
 from intarsia.bundle.reading import reading_of
 from intarsia.cold import Made
 from intarsia.compiling.kept import KeptPieces
+from intarsia.compiling.packages import tell_quick
 from intarsia.compiling.tasks import Task
 from intarsia.compiling.transport import needs_of, request_to_bytes
-from intarsia.errors import CompileFailed
-from intarsia.interfaces import CompileRequest
+from intarsia.errors import CompileFailed, CompileRejected
+from intarsia.interfaces import CompileRequest, CompilerSpec
 from intarsia.job import CompileJob, Job
 
 _NOT_THEIRS = ("torch", "intarsia", "sympy", "mpmath", "numpy", "triton")
@@ -69,20 +70,43 @@ def packages_of(
     `packageable` has what a package may be made of: (callable, task, compiler).
     """
     found: list[Mapping[str, Any]] = []
+    quick: dict[str, list[str]] = {}  # reason -> pieces
     for function, task, compiler in packageable:
         spec = job.host.compiler(compiler)
-        factors = pieces.factors(task, spec, "package")
         number = writer.number(function)
-        if factors is None or number is None or not spec.capabilities.workers:
-            continue
+        if number is None:
+            continue  # no plan calls it
         try:
-            data = request_to_bytes(_request(job, task, spec))
-        except CompileFailed:
-            continue  # it has no form that travels, so it stays quick
+            factors, data = _package_request(job, task, spec, pieces)
+        except CompileRejected as error:
+            quick.setdefault(str(error), []).append(task.name)
+            continue
         found.append({"function": number, "name": task.name, "compiler": compiler,
                       "request": len(requests), "factors": factors})  # fmt: skip
         requests.append(data)
+    tell_quick(job.events, quick)
     return found
+
+
+def _package_request(
+    job: CompileJob, task: Task, spec: CompilerSpec, pieces: KeptPieces
+) -> tuple[Mapping[str, str], bytes]:
+    """Return the factors of a package, and the request for it.
+
+    Raises:
+        CompileRejected: none can be made of this piece.
+    """
+    if not spec.capabilities.workers:
+        raise CompileRejected(
+            f'compiler "{spec.name}" does not run in the workers that make packages'
+        )
+    factors = pieces.factors(task, spec, "package")
+    if factors is None:
+        raise CompileRejected("it has no key in the cache")
+    try:
+        return factors, request_to_bytes(_request(job, task, spec))
+    except CompileFailed as error:
+        raise CompileRejected(str(error)) from error
 
 
 def _request(job: CompileJob, task: Any, spec: Any) -> CompileRequest:

@@ -12,7 +12,7 @@ import torch
 
 from intarsia import __version__
 from intarsia.compiling.instances import built_for
-from intarsia.digests import plain_digest, source_digest
+from intarsia.digests import source_digest
 from intarsia.host import Host
 from intarsia.interfaces import CompilerSpec, PassSpec, PlatformSpec
 from intarsia.references import resolve_reference
@@ -102,8 +102,3 @@ def torch_factors() -> Mapping[str, str]:
         "python": f"{platform.python_implementation()} {'.'.join(platform.python_version_tuple()[:2])}",
         "intarsia": f"{__version__} {source_digest(['intarsia'])[:32]}",
     }
-
-
-def short(factors: Mapping[str, str]) -> str:
-    """Return one hash for some factors."""
-    return plain_digest(dict(factors))

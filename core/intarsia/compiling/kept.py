@@ -67,14 +67,12 @@ class KeptPieces:
         return {**self._shared(), **own, **piece_factors(task), "tier": tier}
 
     def find(
-        self, task: Any, spec: CompilerSpec, made: Instance, signature: PieceSignature,
-        tier: Tier | None = None,
-    ) -> CompileResult | None:  # fmt: skip
-        """Return a piece that was kept, loaded; None where there is none.
-
-        `tier` None: the best of those that this compile looks for.
-        """
-        wanted = [t for t in self.tiers if t in spec.tiers] if tier is None else [tier]
+        self, task: Any, spec: CompilerSpec, made: Instance, signature: PieceSignature
+    ) -> CompileResult | None:
+        """Return a piece that was kept, loaded, of the best tier there is; None where there is none."""
+        # A compiler with none of the wanted tiers makes one kind only, which is what it is asked for.
+        wanted = [tier for tier in self.tiers if tier in spec.tiers] or ["quick"]
+        factors = None
         for one in wanted:
             factors = self.factors(task, spec, one)
             if factors is None:
@@ -95,21 +93,15 @@ class KeptPieces:
             return "no entry of such a piece yet"
         return self.cache.explain_miss(KIND, factors)
 
-    def keep(
-        self, task: Any, spec: CompilerSpec, made: Instance, signature: PieceSignature,
-        result: CompileResult, tier: Tier = "quick",
-    ) -> None:  # fmt: skip
+    def keep(self, task: Any, spec: CompilerSpec, result: CompileResult) -> None:
         """Keep a compiled piece, if it left an artifact."""
-        factors = self.factors(task, spec, tier)
+        factors = self.factors(task, spec)
         if factors is not None and result.artifact is not None:
             meta = {"needs": list(result.needs), "note": result.note, "name": task.name}
             self.cache.save(KIND, factors, result.artifact, meta=meta)
 
     @contextlib.contextmanager
-    def claim(
-        self, task: Any, spec: CompilerSpec, made: Instance, signature: PieceSignature,
-        wait: float | None = None,
-    ) -> Iterator[bool]:  # fmt: skip
+    def claim(self, task: Any, spec: CompilerSpec, wait: float | None = None) -> Iterator[bool]:
         """Lead the compile of a piece among all processes, or wait for the one that does.
 
         `wait` None: as long as the settings say.

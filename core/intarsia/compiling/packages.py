@@ -11,8 +11,8 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from typing import Any
+from concurrent.futures import CancelledError, Future
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, evolve, field, frozen
 
@@ -26,6 +26,9 @@ from intarsia.host import Host
 from intarsia.interfaces import CompileResult, Decision, PieceSignature
 from intarsia.report.events import EventStream
 from intarsia.runtime.bound import PieceFunction
+
+if TYPE_CHECKING:
+    from intarsia.compiling.pool import WorkerFuture
 
 
 @frozen
@@ -69,7 +72,7 @@ class Packages:
     unloadable: dict[str, str] = field(factory=dict, init=False)
     stopped: list[str] = field(factory=list, init=False)
     cancelled: bool = field(default=False, init=False)
-    _futures: list[Future[Any]] = field(factory=list, init=False)
+    _futures: list[WorkerFuture] = field(factory=list, init=False)
     _count: int = field(default=0, init=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
     _ended: threading.Event = field(factory=threading.Event, init=False)
@@ -104,11 +107,7 @@ class Packages:
         """Stop what is not done; the next start goes on with it."""
         self.cancelled = True
         for future in self._futures:
-            stop = getattr(future, "stop", None)
-            if stop is not None:
-                stop()
-            else:
-                future.cancel()
+            future.stop()
         self._ended.set()
 
     # -- one task
@@ -150,10 +149,9 @@ class Packages:
         if self.cancelled:
             return
         try:
-            if future.cancelled():  # the workers were closed, as they are when the process ends
-                self.stopped.append(task.name)
-            else:
-                self._take(task, future.result())
+            self._take(task, future.result())
+        except CancelledError:  # the workers were closed, as they are when the process ends
+            self.stopped.append(task.name)
         except CompileRejected as error:
             self.refused[task.name] = str(error) if error.why else error.what
         except Exception as error:  # of the worker, or of a compiler
@@ -182,19 +180,13 @@ class Packages:
             meta = {"needs": list(result.needs), "note": result.note, "name": task.name}
             self.cache.save(KIND, task.factors, artifact, meta=meta)
 
-    def _tell(self, reasons: Mapping[str, str], what: str) -> None:
-        """Say why pieces have no package: one line for each reason."""
-        for reason in dict.fromkeys(reasons.values()):
-            names = [name for name, why in reasons.items() if why == reason]
-            self.events.warn(f"{', '.join(names)} {what}: {reason}", kind="package", pieces=names)
-
     # -- all of them
 
     def _settle(self) -> None:
         """Put the packages in, and keep the plan with them unless a later start may do better."""
         begun = time.monotonic()
-        self._tell({**self.unloadable, **self.refused}, "stay quick")
-        self._tell(self.failed, "got no package this time")
+        tell_quick(self.events, _by_reason({**self.unloadable, **self.refused}))
+        tell_quick(self.events, _by_reason(self.failed), "got no package this time")
         try:
             if not self.cancelled:
                 swapped = bool(self.made) and self.swap(self.made)
@@ -209,3 +201,18 @@ class Packages:
             self.events.warn(f"the packages are not used: {error}")
         finally:
             self._ended.set()
+
+
+def tell_quick(
+    events: EventStream, reasons: Mapping[str, Sequence[str]], what: str = "stay quick"
+) -> None:
+    """Say why pieces have no package: one line for each reason, with the names of its pieces."""
+    for reason, names in reasons.items():
+        events.warn(f"{', '.join(names)} {what}: {reason}", kind="package", pieces=list(names))
+
+
+def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        found.setdefault(reason, []).append(name)
+    return found

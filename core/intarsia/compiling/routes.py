@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
 
 from attrs import frozen
 
@@ -94,12 +93,3 @@ def fitting(spec: CompilerSpec, piece: Piece, canonical: CanonicalPiece, is_poin
             name = op_view(node).name
             if "::" in name and name.split("::")[0] not in ("aten", "prims", "higher_order"):
                 raise CompileRejected(f"does not take custom operations ({name})")
-
-
-def specs_for(names: Sequence[str], host: Host) -> list[CompilerSpec]:
-    """Return the specs of named compilers.
-
-    Raises:
-        ConfigError, PluginError: one does not exist, or cannot be used here.
-    """
-    return [host.compiler(name) for name in names]

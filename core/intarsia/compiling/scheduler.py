@@ -172,7 +172,7 @@ class Scheduler:
         assert at is not None
         if work.claimed or not at.cached or self.pieces is None:
             return True
-        claim = self.pieces.claim(at.task, at.spec, at.made, at.signature, wait)
+        claim = self.pieces.claim(at.task, at.spec, wait)
         leads = work.claim.enter_context(claim)
         if not leads and wait == 0:
             work.let_go()
@@ -190,7 +190,7 @@ class Scheduler:
         assert at is not None
         keeps = how == "compiled" and at.cached and result.artifact is not None
         if keeps and self.pieces is not None:
-            self.pieces.keep(at.task, at.spec, at.made, at.signature, result)
+            self.pieces.keep(at.task, at.spec, result)
         work.let_go()
         spent = time.perf_counter() - work.begun if seconds is None else seconds
         work.attempts.append(Attempt(at.spec.name, how, result.note, spent))

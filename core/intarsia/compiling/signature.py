@@ -166,8 +166,3 @@ def _fake_alias(
     if base is None or base.dtype != dtype:
         base = storages[group] = torch.empty([needed], dtype=dtype, device=where)
     return base.as_strided(shape, stride, offset)
-
-
-def clip_box(box: Box, symbols: Iterable[str]) -> Box:
-    """Return the part of a box that concerns some symbols, in a fixed order."""
-    return {name: box[name] for name in sorted(symbols) if name in box}

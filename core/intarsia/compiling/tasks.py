@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import field, frozen
 
-from intarsia.interfaces import Box, CompileResult, CompilerSpec, PieceSignature, Tier
+from intarsia.interfaces import Box, CompileResult, CompilerSpec, PieceSignature
 from intarsia.report.records import Attempt
 
 if TYPE_CHECKING:  # a start whose tasks are all in the cache imports none of these
@@ -75,21 +75,16 @@ class PieceCache(Protocol):
     strict mode."""
 
     def find(
-        self, task: Task, spec: CompilerSpec, made: Instance, signature: PieceSignature,
-        tier: Tier = "quick",
-    ) -> CompileResult | None:  # fmt: skip
+        self, task: Task, spec: CompilerSpec, made: Instance, signature: PieceSignature
+    ) -> CompileResult | None:
         """Return a compiled piece that is ready to run, or None."""
 
-    def keep(
-        self, task: Task, spec: CompilerSpec, made: Instance, signature: PieceSignature,
-        result: CompileResult, tier: Tier = "quick",
-    ) -> None:  # fmt: skip
+    def keep(self, task: Task, spec: CompilerSpec, result: CompileResult) -> None:
         """Keep a compiled piece that has an artifact."""
 
     def claim(
-        self, task: Task, spec: CompilerSpec, made: Instance, signature: PieceSignature,
-        wait: float | None = None,
-    ) -> AbstractContextManager[bool]:  # fmt: skip
+        self, task: Task, spec: CompilerSpec, wait: float | None = None
+    ) -> AbstractContextManager[bool]:
         """Claim a piece among the processes that share the cache; the block gets whether it leads.
 
         A block that does not lead has waited for the leader to be done or gone. With `wait=0` it has
@@ -105,9 +100,6 @@ class Journal(Protocol):
 
     def culprit(self, key: str) -> str | None:
         """Return how a process ended that was running a key, or None where none did."""
-
-    def clear(self, key: str) -> None:
-        """Forget that a key took a process down."""
 
 
 def bakes(spec: CompilerSpec) -> bool:
