@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import os
 import subprocess
@@ -304,6 +306,22 @@ def test_an_unknown_option_is_told_when_a_piece_is_compiled() -> None:
 def test_every_private_name_is_there() -> None:
     failed = {n: d.reason for n, d in torch_compat.run_probes().items() if not d}
     assert failed == {}
+
+
+def test_every_private_name_that_is_imported_has_a_probe() -> None:
+    tree = ast.parse(inspect.getsource(torch_compat))
+    imported = [
+        (node.module, alias.name)
+        for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names if node.module.startswith("torch") and "._" in f".{node.module}.{alias.name}"
+    ]  # fmt: skip
+    assert len(imported) > 20
+    probed = [probe.replace(":", ".") for probe in torch_compat.PROBES]
+    bare = [
+        f"{module}.{name}" for module, name in imported
+        if not any(f"{probe}.".startswith(f"{module}.{name}.") for probe in probed)
+    ]  # fmt: skip
+    assert bare == []
 
 
 def test_the_callable_that_was_just_compiled_equals_eager() -> None:

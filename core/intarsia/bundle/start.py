@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
@@ -142,6 +143,17 @@ def _keep(
         _start_packages(job, plans, cache, bundle, made.compiled._engine, functions)
 
 
+@contextlib.contextmanager
+def saving(name: str) -> Iterator[None]:
+    """Make one error, with the reason, of everything that keeps a plan from being written."""
+    try:
+        yield
+    except CacheError:
+        raise
+    except IntarsiaError as error:
+        raise CacheError(f"{name} cannot be saved", why=str(error), subject=name) from error
+
+
 def _write(
     path: str, job: Job, made: Made, imported: Sequence[str], plans: PlanCache | None
 ) -> None:
@@ -149,11 +161,9 @@ def _write(
     from intarsia.bundle.lookup import lookup_factors
     from intarsia.bundle.writing import bundle_of
 
-    try:
+    with saving(job.name):
         factors = plans.factors("quick") if plans else lookup_factors(asked_of(job))
         bundle, _ = bundle_of(job, made, imported, None, packages=False)
-    except IntarsiaError as error:
-        raise CacheError(f"{job.name} cannot be saved", why=str(error), subject=job.name) from error
     write_file(path, bundle, factors)
 
 

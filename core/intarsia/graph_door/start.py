@@ -13,11 +13,11 @@ from intarsia.bundle.keeping import tiers_of
 from intarsia.bundle.lookup import NoKey
 from intarsia.bundle.packaging import start_packages
 from intarsia.bundle.plans import PlanWriter
-from intarsia.bundle.start import cache_of, pieces_of
+from intarsia.bundle.start import cache_of, pieces_of, saving
 from intarsia.cache.cache import Cache
 from intarsia.cache.entry import Entry, Unusable
 from intarsia.cache.key import key_of
-from intarsia.errors import CacheError, IntarsiaError
+from intarsia.errors import IntarsiaError
 from intarsia.graph_door.callable import GraphCallable, artifact_of
 from intarsia.graph_door.front import GraphPlan
 from intarsia.graph_door.job import GraphJob
@@ -221,15 +221,9 @@ def _writing(
     """Return what writes a graph's plan, for one that was kept nowhere."""
 
     def write() -> bytes:
-        try:
+        with saving(job.name):
             if parts is None:
                 raise CannotEncode(why_not)
             return artifact_of(bundle_of_graph(parts, dispatcher.boxes, report), job)
-        except CacheError:
-            raise
-        except IntarsiaError as error:
-            raise CacheError(
-                f"{job.name} cannot be saved", why=str(error), subject=job.name
-            ) from error
 
     return write
