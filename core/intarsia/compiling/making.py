@@ -221,7 +221,7 @@ class Maker:
             return Maker(self.scheduler, remote=self.own_workers(1)).only_remote(work)
         raise CompileFailed(
             f"{at.spec.name} is not asked for {at.task.name} in this process", why=culprit,
-            next_step="Let it have a worker (the setting workers), or clear the journal.",
+            next_step="Let it have a worker (the setting workers), or empty running/ in the cache.",
             subject=at.task.name,
         )  # fmt: skip
 

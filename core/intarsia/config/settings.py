@@ -261,7 +261,9 @@ class Config(_Settings):
     options: Mapping[str, Mapping[str, Any]] = setting(
         kinds.OPTIONS,
         {},
-        "Options of each compiler, pass or static-graph backend, by its name.",
+        "Options of each compiler, pass or static-graph backend, by its name. For inductor: any setting of "
+        "torch._inductor.config, and direct (call the generated code without AOTAutograd's wrappers where "
+        "that is safe; default true).",
         "{ inductor = { max-autotune = true } }",
     )
     routes: tuple[Route, ...] = setting(
@@ -326,7 +328,7 @@ class Config(_Settings):
     static_graph: str = setting(
         kinds.choice("none", "piecewise", "full", "full-and-piecewise"),
         "none",
-        "Which static graphs are recorded.",
+        "Which static graphs are recorded. This version records none: another value is refused.",
         '"piecewise"',
     )
     static_graph_backend: str | None = setting(
@@ -336,7 +338,7 @@ class Config(_Settings):
     pass_manager: str | None = setting(
         kinds.NAME,
         None,
-        "The pass manager. Not set: the platform's, else the built-in one.",
+        "The pass manager. Not set: the platform's. This version has no passes for it to run.",
         '"acme"',
     )
     plugins: Plugins = setting(_table(Plugins), Plugins(), "Which plugins load.")
