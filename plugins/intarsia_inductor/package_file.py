@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
-import struct
 import sys
 import tempfile
 import threading
@@ -21,9 +19,9 @@ from intarsia import torch_compat
 from intarsia.errors import CompileRejected
 from intarsia.interfaces import Decision
 from intarsia_inductor.calls import PackageCall
+from intarsia_inductor.container import cut, joined, opened
 
 MAGIC = b"intarsia-aoti-1\n"
-_LENGTH = struct.Struct("<Q")
 
 
 @frozen
@@ -41,8 +39,7 @@ class Package:
             "made_with": dict(self.made_with),
             "files": {name: len(data) for name, data in self.files.items()},
         }
-        text = json.dumps(header).encode()
-        return b"".join([MAGIC, _LENGTH.pack(len(text)), text, *self.files.values()])
+        return joined(MAGIC, header, self.files.values())
 
     @staticmethod
     def from_bytes(data: bytes | memoryview) -> Package:
@@ -51,19 +48,9 @@ class Package:
         Raises:
             ValueError: the bytes are no package.
         """
-        view = memoryview(data)
-        start = len(MAGIC) + _LENGTH.size
-        if not is_package(view) or len(view) < start:
-            raise ValueError("the bytes are no package")
-        (length,) = _LENGTH.unpack(view[len(MAGIC) : start])
-        header = json.loads(bytes(view[start : start + length]))
-        files: dict[str, memoryview] = {}
-        at = start + length
-        for name, size in header["files"].items():
-            files[name] = view[at : at + size]
-            at += size
-        if at != len(view):
-            raise ValueError(f"the package has {len(view)} bytes, its header says {at}")
+        header, rest = opened(MAGIC, data, "package")
+        sizes = header["files"]
+        files = dict(zip(sizes, cut(rest, list(sizes.values())), strict=True))
         return Package(PackageCall.from_dict(header["call"]), header["made_with"], files)
 
 

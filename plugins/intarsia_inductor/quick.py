@@ -8,8 +8,6 @@ a GPU; loading one imports Inductor.
 from __future__ import annotations
 
 import io
-import json
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -20,12 +18,12 @@ from attrs import frozen
 from intarsia import torch_compat
 from intarsia.errors import CompileRejected
 from intarsia_inductor.calls import boxed
+from intarsia_inductor.container import cut, joined, opened
 from intarsia_inductor.generated import HOOK, without_compiler
 from intarsia_inductor.kernels import given, import_kernels
 from intarsia_inductor.package_file import made_with, refuse_other_torch
 
 MAGIC = b"intarsia-quick-1\n"
-_LENGTH = struct.Struct("<Q")
 
 
 @frozen
@@ -55,9 +53,7 @@ class QuickArtifact:
             "body": len(self.body), "constants": len(self.constants),
             "libraries": {d: len(b) for d, b in self.libraries.items()},
         }  # fmt: skip
-        text = json.dumps(header).encode()
-        parts = (self.body, self.constants, *self.libraries.values())
-        return b"".join([MAGIC, _LENGTH.pack(len(text)), text, *parts])
+        return joined(MAGIC, header, (self.body, self.constants, *self.libraries.values()))
 
     @staticmethod
     def from_bytes(data: bytes | memoryview) -> QuickArtifact:
@@ -66,24 +62,15 @@ class QuickArtifact:
         Raises:
             ValueError: the bytes are no quick artifact.
         """
-        view = memoryview(data)
-        start = len(MAGIC) + _LENGTH.size
-        if bytes(view[: len(MAGIC)]) != MAGIC or len(view) < start:
-            raise ValueError("the bytes are no artifact of Inductor's")
-        (length,) = _LENGTH.unpack(view[len(MAGIC) : start])
-        header = json.loads(bytes(view[start : start + length]))
-        begin, middle = start + length, start + length + header["body"]
-        at = middle + header["constants"]
-        body, constants = view[begin:middle], view[middle:at]
-        libraries: dict[str, memoryview] = {}
-        for digest, size in header["libraries"].items():
-            libraries[digest] = view[at : at + size]
-            at += size
-        if at != len(view):
-            raise ValueError(f"the artifact has {len(view)} bytes, its header says {at}")
-        return QuickArtifact(
-            header["form"], header["direct"], header["made_with"], body, libraries, constants
+        header, rest = opened(MAGIC, data, "artifact of Inductor's")
+        sizes = header["libraries"]
+        body, constants, *libraries = cut(
+            rest, [header["body"], header["constants"], *sizes.values()]
         )
+        return QuickArtifact(
+            header["form"], header["direct"], header["made_with"], body,
+            dict(zip(sizes, libraries, strict=True)), constants,
+        )  # fmt: skip
 
 
 def make_quick(

@@ -156,7 +156,7 @@ def test_a_damaged_artifact_is_told_before_anything_of_it_runs(length: float) ->
     assert data is not None
     cut = data[: int(length) if length != 0.5 else len(data) // 2]
     with pytest.raises(
-        ValueError, match=r"no artifact|its header says|Expecting|Unterminated|unpack"
+        ValueError, match=r"no artifact|their header says|Expecting|Unterminated|unpack"
     ):
         InductorCompiler({}, None).load(cut, piece.signature, None)
 

@@ -202,7 +202,7 @@ def test_a_damaged_package_is_told_before_anything_of_it_is_loaded(
 ) -> None:
     _, artifact = step
     for length in (0, 1, len(artifact) // 2, len(artifact) - 1):
-        with pytest.raises(ValueError, match=r"no package|its header says|Expecting|Extra data"):
+        with pytest.raises(ValueError, match=r"no package|their header says|Expecting|Extra data"):
             Package.from_bytes(artifact[:length])
 
 
