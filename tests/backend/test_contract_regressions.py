@@ -101,6 +101,53 @@ def test_a_numpy_argument() -> None:
     refused(call, torch.ones(2), 1.0, match="a: expected")
 
 
+class Holder:
+    """An argument that is an object of the user."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def scaled(self) -> Tensor:
+        return self.x * 2
+
+
+def asked(holder: Holder, y: Tensor) -> Tensor:
+    return holder.scaled() * getattr(holder, "factor", 3.0) + y
+
+
+def test_an_attribute_that_an_argument_had_not() -> None:
+    x = torch.randn(3)
+    holder = Holder(x)
+    net = compiled(asked, holder, x)
+    torch.testing.assert_close(net(holder, x), asked(holder, x))
+    holder.factor = 7.0  # type: ignore[attr-defined]
+    refused(net, holder, x, match="expected no attribute 'factor'")
+    del holder.factor  # type: ignore[attr-defined]
+    torch.testing.assert_close(net(holder, x), asked(holder, x))
+
+
+def test_a_method_that_an_argument_got_of_its_own() -> None:
+    x = torch.randn(3)
+    holder = Holder(x)
+    net = compiled(asked, holder, x)
+    holder.scaled = lambda: x * 5  # type: ignore[method-assign]
+    refused(net, holder, x, match="expected no own attribute 'scaled'")
+
+
+def test_an_attribute_that_an_argument_has_no_more() -> None:
+    x = torch.randn(3)
+
+    def doubled(holder: Holder) -> Tensor:
+        return holder.x * 2 if hasattr(holder, "flag") else holder.x
+
+    holder = Holder(x)
+    holder.flag = object()  # type: ignore[attr-defined]
+    net = compiled(doubled, holder)
+    torch.testing.assert_close(net(holder), x * 2)
+    del holder.flag  # type: ignore[attr-defined]
+    refused(net, holder, match="expected attribute 'flag', got no attribute 'flag'")
+
+
 def test_parameters_with_names_of_builtins() -> None:
     def function(
         x: Tensor, type: str = "a", len: int = 3, isinstance: Any = (1,), max: Any = None

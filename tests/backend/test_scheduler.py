@@ -36,7 +36,7 @@ class Shelf:
         self.claims: dict[Any, threading.Lock] = {}
         self._lock = threading.Lock()
 
-    def find(self, task: Any, spec: Any, made: Any, signature: Any, tier: str = "quick") -> Any:
+    def find(self, task: Any, spec: Any, made: Any, signature: Any) -> Any:
         """Load a piece."""
         self.said.append("find")
         kept = self.kept.get(self.key(task, spec))
@@ -44,9 +44,7 @@ class Shelf:
             return None
         return CompileResult(made.compiler.load(kept[0], signature, None), *kept)
 
-    def keep(
-        self, task: Any, spec: Any, made: Any, signature: Any, result: Any, tier: str = "quick"
-    ) -> None:
+    def keep(self, task: Any, spec: Any, result: Any) -> None:
         """Keep a piece."""
         self.said.append("keep")
         assert self.claims[self.key(task, spec)].locked()
@@ -54,9 +52,7 @@ class Shelf:
         self.kept[self.key(task, spec)] = (result.artifact, result.needs)
 
     @contextlib.contextmanager
-    def claim(
-        self, task: Any, spec: Any, made: Any, signature: Any, wait: float | None = None
-    ) -> Iterator[bool]:
+    def claim(self, task: Any, spec: Any, wait: float | None = None) -> Iterator[bool]:
         """Lead, or wait for who does."""
         self.said.append(f"claim {wait}")
         with self._lock:

@@ -143,3 +143,31 @@ def test_a_start_in_other_surroundings_is_right(change: str, cache: str, tmp_pat
     with CHANGES[change](model):
         start(model, cache)
     assert start(model, cache).bundle_reads == 1
+
+
+class Holder:
+    """An argument that is an object of the user."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+
+    def scaled(self) -> torch.Tensor:
+        return self.x * 2
+
+
+class Asking(torch.nn.Module):
+    def forward(self, holder: Holder, y: torch.Tensor) -> torch.Tensor:
+        return holder.scaled() * getattr(holder, "factor", 3.0) + y
+
+
+@pytest.mark.parametrize("name", ["factor", "scaled"])
+def test_a_start_whose_argument_has_another_attribute_is_right(name: str, tmp_path: Path) -> None:
+    x, model = torch.randn(3, 4), Asking()
+    changed = Holder(x)
+    setattr(changed, name, 7.0 if name == "factor" else lambda: x * 5)
+    for reads, holder in ((0, Holder(x)), (0, changed), (1, Holder(x))):
+        compiled = intarsia.compile(
+            model, (holder, x), compilers=["eager"], cache=str(tmp_path), strict=True
+        )
+        assert compiled.report.bundle_reads == reads, name
+        torch.testing.assert_close(compiled(holder, x), model(holder, x))

@@ -102,9 +102,15 @@ class ArgumentTree:
 
 @frozen
 class Expected:
-    """What a value that is no tensor must be: `kind` is "equal", "length", "keys" or "class"."""
+    """What a value that is no tensor must be.
 
-    kind: Literal["equal", "length", "keys", "class"]
+    Attributes:
+        kind: what is compared: the value, its length, keys or class; or whether it has an attribute, at all
+            or of its own (not of its class).
+        value: what was there at capture; for attributes `(name, whether it has it)`.
+    """
+
+    kind: Literal["equal", "length", "keys", "class", "attribute", "own attribute"]
     value: Any
 
 

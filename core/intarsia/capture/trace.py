@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 import time
 from array import array
-from collections.abc import Callable, Mapping, MutableSet, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableSet, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +50,10 @@ from intarsia.capture.structure import (
     walk,
 )
 from intarsia.errors import CaptureError
+
+_HAS = re.compile(r"hasattr\((?P<of>.+), '(?P<name>\w+)'\)")
+_OWNS = re.compile(r"\('(?P<name>\w+)' in (?P<of>.+)\.__dict__\)")
+"""What torch_compat makes of the guards on an attribute's presence."""
 
 
 def capture(
@@ -288,6 +293,7 @@ class _Reader:
                 same.setdefault(id(value), []).append(path)
             else:
                 values.extend((path, e) for e in self._expected(path, value))
+                values.extend((path, e) for e in self._asked_for(path, value))
         groups = tuple(tuple(paths) for paths in same.values() if len(paths) > 1)
         return ArgumentTree(self.call.parameters, tuple(values), tuple(tensors), groups,
                             tuple(subclasses), self._autocast())  # fmt: skip
@@ -315,8 +321,18 @@ class _Reader:
             return [*kind, Expected("length", len(value))]
         return [Expected("class", type(value))]
 
+    def _asked_for(self, path: Path, value: Any) -> Iterator[Expected]:
+        """Yield whether an object has the attributes that tracing asked it for."""
+        of = f"L[{path.root!r}]{_source_of(path)}"
+        for source, _ in sorted(set(self.frame.guards)):
+            if found := _HAS.fullmatch(source):
+                if found["of"] == of:
+                    yield Expected("attribute", (found["name"], hasattr(value, found["name"])))
+            elif (found := _OWNS.fullmatch(source)) and found["of"] == of:
+                yield Expected("own attribute", (found["name"], found["name"] in value.__dict__))
+
     def _was_read(self, path: Path) -> bool:
-        text = "".join(f".{s}" if k == "." else f"[{s!r}]" for k, s in path.steps)
+        text = _source_of(path)
         return any(source.endswith(text) and path.root in source for source, _ in self.frame.guards)
 
     # -- effects
@@ -530,3 +546,8 @@ def _unique(conditions: Sequence[Condition]) -> list[Condition]:
     for condition in conditions:
         found.setdefault(str(condition.expression), condition)
     return list(found.values())
+
+
+def _source_of(path: Path) -> str:
+    """Return what Dynamo writes behind the name of an argument that a path begins with."""
+    return "".join(f".{step}" if kind == "." else f"[{step!r}]" for kind, step in path.steps)

@@ -169,6 +169,12 @@ class _EntryWriter:
             plain = all(type(k) in (str, int) for k in value)
             keys = repr(value) if plain else self.space.bind(value, "keys")
             return [f"_tuple({path}) != {keys}"] if value else [f"_len({path}) != 0"]
+        if expected.kind == "attribute":
+            name, present = value
+            return [f"{'not ' if present else ''}_hasattr({path}, {name!r})"]
+        if expected.kind == "own attribute":
+            name, present = value
+            return [f"{name!r} {'not in' if present else 'in'} {path}.__dict__"]
         if expected.kind == "class":
             return [f"_type({path}) is not {self._class(value)}"]
         if value is None or isinstance(value, bool):
@@ -316,8 +322,8 @@ _BUILTIN_CALL = re.compile(r"\b(?=(?:abs|bool|float|int|max|min|round|sum)\(|mat
 _TENSOR_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
 _BUILTINS = {
     f"_{name}": getattr(builtins, name) for name in (
-        "abs", "bool", "bytearray", "dict", "float", "frozenset", "int", "isinstance", "len", "list",
-        "max", "min", "repr", "round", "set", "str", "sum", "tuple", "type",
+        "abs", "bool", "bytearray", "dict", "float", "frozenset", "hasattr", "int", "isinstance", "len",
+        "list", "max", "min", "repr", "round", "set", "str", "sum", "tuple", "type",
     )
 }  # fmt: skip
 
@@ -563,6 +569,11 @@ def _value_problem(
         listed = ", ".join(map(str, wanted)) or "no keys"
         got = _shown(value) if keys is None else ", ".join(map(str, keys)) or "no keys"
         return None if keys == wanted else (f"the keys {listed}", got)
+    if expected.kind in ("attribute", "own attribute"):
+        name, present = wanted
+        has = hasattr(value, name) if expected.kind == "attribute" else name in vars(value)
+        words = {True: f"{expected.kind} {name!r}", False: f"no {expected.kind} {name!r}"}
+        return None if has is present else (words[present], words[has])
     if expected.kind == "class":
         same = type(value) is wanted
         return None if same else (f"a {wanted.__qualname__}", f"a {type(value).__qualname__}")
