@@ -17,6 +17,7 @@ from intarsia.errors import (
     IntarsiaError,
     MetadataError,
     PluginError,
+    RecordError,
     ShapeError,
     SplitError,
     UnsupportedTorchError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from intarsia.api import Compiled, compile, load
     from intarsia.interfaces import API_VERSION
     from intarsia.jit import reports
+    from intarsia.static_graph.step import current_step, step
 
 __version__ = "0.1.0"
 
@@ -41,21 +43,26 @@ __all__ = [
     "IntarsiaError",
     "MetadataError",
     "PluginError",
+    "RecordError",
     "ShapeError",
     "SplitError",
     "UnsupportedTorchError",
     "__version__",
     "compile",
+    "current_step",
     "load",
     "reports",
+    "step",
 ]
 
 _LAZY = {
     "API_VERSION": "intarsia.interfaces",
     "Compiled": "intarsia.api",
     "compile": "intarsia.api",
+    "current_step": "intarsia.static_graph.step",
     "load": "intarsia.api",
     "reports": "intarsia.jit",
+    "step": "intarsia.static_graph.step",
 }
 
 

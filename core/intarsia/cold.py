@@ -23,7 +23,7 @@ from intarsia.compiling.signature import size_of
 from intarsia.compiling.tasks import Journal, Outcome, PieceCache, Task
 from intarsia.errors import CaptureError, ShapeError
 from intarsia.job import Job
-from intarsia.pipeline import Pipeline, SplitGraph
+from intarsia.pipeline import Pipeline, SplitGraph, written_arguments
 from intarsia.report.dumped import dump_compile
 from intarsia.report.explain import build_report, symbol_lines
 from intarsia.report.records import Report
@@ -167,7 +167,7 @@ class ColdCompile:
     def _front(self, graphs: Sequence[Graph]) -> Front:
         main = graphs[0]
         assert main.arguments is not None
-        mutated = {p for g in graphs for p in _mutated_arguments(g)}
+        mutated = {p for g in graphs for p in written_arguments(g)}
         tensors = tensor_contracts(graphs, mutated, self.job.named)
         symbols = tuple(n for n, s in main.symbols.items() if s.dispatch and n in _used(tensors))
         try:
@@ -207,16 +207,6 @@ class ColdCompile:
         )  # fmt: skip
         wanted = self.pipeline.packageable(parts, outcomes)
         return Made(Compiled(engine), front, boxes, graphs, report, symbols, wanted)
-
-
-def _mutated_arguments(graph: Graph) -> list[str]:
-    written = written_storages(graph.module.graph)
-    found = []
-    holes = [n for n in graph.module.graph.nodes if n.op == "placeholder"]
-    for hole, entry in zip(holes, graph.inputs, strict=True):
-        if entry.kind == "argument" and nodes.storage_of(hole) in written:
-            found.append(str(entry.path))
-    return found
 
 
 def _used(tensors: Any) -> set[str]:

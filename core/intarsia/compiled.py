@@ -5,21 +5,26 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import define, field
 
 from intarsia.capture.frozen import FrozenValue, changes
 from intarsia.capture.graph import ArgumentTree
-from intarsia.errors import CacheError, ContractError
+from intarsia.errors import CacheError, ConfigError, ContractError
 from intarsia.report.records import Report
 from intarsia.runtime.bound import BoundBox, close_callable
 from intarsia.runtime.contract import Entry, Memory, TensorContract, diagnose, relayout
 from intarsia.runtime.source import compile_source
 from intarsia.runtime.swapping import Swappable
 from intarsia.runtime.weights import Announced, PlanInput, live_weights, owners, watch
+
+if TYPE_CHECKING:
+    from intarsia.static_graph.pool import Pool
+    from intarsia.static_graph.stage import MakeInputs, Progress, StaticGraphs
+    from intarsia.static_graph.table import RecordTable
 
 
 @define(eq=False)
@@ -54,6 +59,10 @@ class Engine(Swappable):
         """Return the inputs of every plan."""
         plans = {id(b.plan): b.plan for b in self.dispatcher.boxes}
         return [entry for plan in plans.values() for entry in plan.inputs]
+
+    def padding(self) -> tuple[str, ...]:
+        """Return the symbols that a call may be padded in; none where config does not ask for it."""
+        return self.uncovered.padded if self.uncovered.policy == "pad" else ()
 
     def call(self) -> Callable[..., Any]:
         """Return the generated entry, bound."""
@@ -159,6 +168,8 @@ class Engine(Swappable):
             if waiting:  # torch announced a weight that it has not put in place yet
                 self.stale = True
             self.dispatcher.forget()
+            if self.static_graphs is not None:
+                self.static_graphs.bound_anew()
         self.events.count("rebind")
         self.events.send("rebind", phase="bind", message="bound to the model's present weights")
 
@@ -259,14 +270,65 @@ class Compiled(torch.nn.Module):
         packages = self._engine.packages
         return True if packages is None else packages.wait(timeout)
 
+    def record(
+        self, make_inputs: MakeInputs, *, sizes: Mapping[str, Sequence[int]] | None = None,
+        keys: Sequence[Hashable] = (None,), budget: Mapping[str, int] | None = None,
+        pool: Pool | None = None, progress: Progress | None = None,
+    ) -> RecordTable:  # fmt: skip
+        """Record static graphs, as `static-graph` says, for calls of some sizes; the largest sizes first.
+
+        The model runs on the inputs, so what it writes to (caches, buffers) is written. Each call runs once
+        before it is recorded. What cannot be recorded runs without static graphs: the table says why.
+
+        Args:
+            make_inputs: `(sizes, key) -> (args, kwargs)` of a valid call of these sizes.
+            sizes: symbol -> sizes, every combination of which is recorded; None: the setting `sizes`.
+            keys: the keys to record under, see `intarsia.step`.
+            budget: what the recordings may take of resources; None: the setting `static-graph-budget`.
+            pool: `static_graph_pool` of another model, to share its memory. Calls of models that share a
+                pool run one after the other.
+            progress: called with (done, total, row) after each size, key and mode.
+
+        Returns:
+            One row for each size, key and mode, with what it took.
+
+        Raises:
+            ConfigError: `static-graph` is "none".
+            RecordError: the model is frozen, an operation may not be recorded, there is no box for a size,
+                or `make_inputs` makes other sizes; with `strict`, whatever could not be recorded.
+        """
+        return self._static_graphs().record(
+            self._call, make_inputs, sizes=sizes, keys=keys, budget=budget, pool=pool,
+            progress=progress,
+        )  # fmt: skip
+
+    @property
+    def static_graph_pool(self) -> Pool | None:
+        """What the recordings share, for `record(pool=...)` of another model; None before the first."""
+        return self._static_graphs().pool
+
+    def memory(self) -> dict[str, int]:
+        """Return what static graphs take of each resource; empty where nothing is recorded."""
+        graphs = self._engine.static_graphs
+        return {} if graphs is None else graphs.memory()
+
+    def _static_graphs(self) -> StaticGraphs:
+        found = self._engine.static_graphs
+        if found is None:
+            raise ConfigError(
+                f"{self._engine.name} has no static graphs", why='static-graph = "none"',
+                next_step='Compile it with static_graph = "piecewise" or "full".',
+                subject="static_graph",
+            )  # fmt: skip
+        return found
+
     def freeze(self, *, packages: bool = False) -> None:
-        """Keep everything as it is from now on: nothing compiles, and no piece is replaced by another.
+        """Keep everything as it is from now on: nothing compiles or is recorded, no piece is replaced.
 
         Args:
             packages: let those that are on their way be finished and put in.
         """
-        if not packages:
-            self._engine.end()
+        self._engine.freeze(packages)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan and the artifacts of its pieces to one file, which `intarsia.load` reads.
@@ -288,6 +350,8 @@ class Compiled(torch.nn.Module):
         self._finalizer()
         self._engine.end()
         self._engine.write = None
+        if self._engine.static_graphs is not None:
+            self._engine.static_graphs.close()
         name = self._engine.name
         boxes = self._engine.dispatcher.boxes
         for box in boxes:

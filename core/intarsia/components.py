@@ -13,7 +13,7 @@ from attrs import frozen
 from intarsia.config import Config, ResolvedConfig
 from intarsia.errors import ConfigError
 from intarsia.host import Host
-from intarsia.interfaces import PassManager, PlatformSpec, StaticGraphBackend
+from intarsia.interfaces import PassManager, PlatformSpec, StaticGraphBackend, StaticGraphSpec
 from intarsia.references import resolve_reference
 
 
@@ -42,14 +42,29 @@ def components(
         owner = f'pass manager "{manager_name}"'
         manager = resolve_reference(host.pass_manager(manager_name).factory, owner=owner)()
     backend: Any = None
-    if backend_name is not None and config.static_graph_backend is not None:
+    if config.static_graph != "none" and backend_name is None:
+        raise ConfigError(
+            f'static-graph = "{config.static_graph}" cannot be served',
+            why=f'the platform "{platform.name}" has no static-graph backend',
+            next_step="Leave static-graph out, or name a backend in static-graph-backend.",
+            subject="static_graph",
+        )
+    if backend_name is not None and (config.static_graph_backend or config.static_graph != "none"):
         spec = host.static_graph(backend_name)
+        _refuse_device(spec, platform)
         factory = resolve_reference(spec.factory, owner=f'static-graph backend "{backend_name}"')
         backend = factory(host.options(spec), device)
     return Components(manager, manager_name or "none", backend, backend_name or "none")
 
 
-_NOT_YET = (("static_graph", "none", "recording static graphs"),)
+def _refuse_device(spec: StaticGraphSpec, platform: PlatformSpec) -> None:
+    if spec.devices and platform.device_type not in spec.devices:
+        raise ConfigError(
+            f'the static-graph backend "{spec.name}" cannot be used on {platform.device_type}',
+            why=f"it is for {', '.join(spec.devices)}",
+            next_step="Name another in static-graph-backend.",
+            subject="static_graph_backend",
+        )
 
 
 def refuse_unserved(resolved: ResolvedConfig) -> None:
@@ -58,10 +73,6 @@ def refuse_unserved(resolved: ResolvedConfig) -> None:
     Raises:
         ConfigError: naming the setting, where it was set, and the value that works.
     """
-    for key, served, what in _NOT_YET:
-        value = getattr(resolved.config, key)
-        if value != served:
-            raise _unserved(resolved, key, value, served, what)
     _refuse_package_without(resolved)
     passes = resolved.config.passes
     for key, value in (
@@ -70,7 +81,7 @@ def refuse_unserved(resolved: ResolvedConfig) -> None:
         ("limit", passes.limit),
     ):
         if value:
-            raise _unserved(resolved, f"passes.{key}", value, None, "running graph passes")
+            raise _unserved(resolved, f"passes.{key}", value, "running graph passes")
 
 
 def _refuse_package_without(resolved: ResolvedConfig) -> None:
@@ -88,14 +99,11 @@ def _refuse_package_without(resolved: ResolvedConfig) -> None:
             )
 
 
-def _unserved(
-    resolved: ResolvedConfig, key: str, value: Any, served: Any, what: str
-) -> ConfigError:
+def _unserved(resolved: ResolvedConfig, key: str, value: Any, what: str) -> ConfigError:
     name = key.replace("_", "-")
     return ConfigError(
         f"{name} = {value!r} ({resolved.origin(key)}) cannot be served",
         why=f"{what} is not part of this version of intarsia",
-        next_step=f"Leave {name} out"
-        + (f", or set it to {served!r}." if served is not None else "."),
+        next_step=f"Leave {name} out.",
         subject=key,
     )

@@ -19,6 +19,7 @@ __all__ = [
     "IntarsiaError",
     "MetadataError",
     "PluginError",
+    "RecordError",
     "ShapeError",
     "SplitError",
     "UnsupportedTorchError",
@@ -75,6 +76,10 @@ class PluginError(IntarsiaError):
 
 class CaptureError(IntarsiaError):
     """The model could not be captured as a graph."""
+
+
+class RecordError(IntarsiaError):
+    """A static graph could not be recorded; what was recorded before is kept, and calls run without it."""
 
 
 class ShapeError(CaptureError):

@@ -34,7 +34,7 @@ from intarsia.report.events import EventStream
 from intarsia.runtime.bound import BoundBox, PieceFunction, Plan, PlannedPiece
 from intarsia.runtime.stitch import stitch
 from intarsia.runtime.weights import PlanInput, Recorded, module_of
-from intarsia.split.canonical import CanonicalPiece, canonical
+from intarsia.split.canonical import CanonicalPiece, canonical, written_storages
 from intarsia.split.partition import Partition, Piece, check_partition, partition
 from intarsia.split.rules import SupportRule, combine, rule_from, unmatched, view_of
 
@@ -261,7 +261,13 @@ class Pipeline:
             roots=roots, symbols=symbols, model=module_of(model), padded=padded,
         )  # fmt: skip
         return Plan(
-            plan_inputs(graph), tuple(pieces), split.fixed, made, self.name, module_of(model)
+            plan_inputs(graph),
+            tuple(pieces),
+            split.fixed,
+            made,
+            self.name,
+            module_of(model),
+            tuple(_pinned_arguments(graph)),
         )
 
     def compile(
@@ -321,6 +327,26 @@ def piece_function(outcome: Outcome) -> PieceFunction:
     bind = getattr(outcome.instance.compiler, "bind", None)
     return PieceFunction(made.callable, outcome.compiler, bind, outcome.baked or {}, made.artifact,
                          tuple(made.needs), made.note, made.tier)  # fmt: skip
+
+
+def written_arguments(graph: Graph) -> list[str]:
+    """Return the paths of the arguments whose memory a graph writes to."""
+    return _arguments_in(graph, written_storages(graph.module.graph))
+
+
+def _pinned_arguments(graph: Graph) -> list[str]:
+    results: list[torch.fx.Node] = []
+    torch.fx.map_arg(graph.module.graph.output_node().args[0], results.append)
+    outside = {nodes.storage_of(node) for node in results} - {None}
+    return _arguments_in(graph, outside | written_storages(graph.module.graph))
+
+
+def _arguments_in(graph: Graph, storages: set[Any]) -> list[str]:
+    holes = [n for n in graph.module.graph.nodes if n.op == "placeholder"]
+    return [
+        str(entry.path) for hole, entry in zip(holes, graph.inputs, strict=True)
+        if entry.kind == "argument" and nodes.storage_of(hole) in storages
+    ]  # fmt: skip
 
 
 def plan_inputs(graph: Graph) -> tuple[PlanInput, ...]:

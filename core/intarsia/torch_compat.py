@@ -52,6 +52,20 @@ def require_supported_torch() -> None:
         )
 
 
+def borrowed(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor over the memory of a strided one that does not keep that memory allocated.
+
+    For the memory of recordings, which their pool holds: who owns a tensor there also keeps later
+    recordings from using its memory again. The caller sees to it that the pool outlives the tensor.
+    """
+    storage = tensor.untyped_storage()
+    view = torch._C._construct_storage_from_data_pointer(
+        storage.data_ptr(), tensor.device, storage.nbytes()
+    )
+    made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return made.set_(view, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
 # ------------------------------------------------------------------------------------------ capture
 
 
@@ -1291,6 +1305,7 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch._ops:OpOverloadPacket",
         "torch._ops:HigherOrderOperator",
         "torch._library.custom_ops:OPDEFS",
+        "torch._C:_construct_storage_from_data_pointer",
         "torch._logging:trace_structured",
         "torch._logging._internal:trace_log",
     )

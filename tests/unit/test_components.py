@@ -92,7 +92,6 @@ def test_an_unknown_component_is_an_error_with_the_nearest_name(key: str) -> Non
 @pytest.mark.parametrize(
     ("settings", "shown"),
     [
-        ({"static_graph": "piecewise"}, "static-graph"),
         ({"passes": {"enable": ["x"]}}, "passes.enable"),
     ],
 )
@@ -101,6 +100,11 @@ def test_a_setting_that_cannot_be_served_yet_is_refused(settings: Any, shown: st
         compiled(**settings)
     assert shown in str(caught.value)
     assert "(code)" in str(caught.value)
+
+
+def test_static_graphs_need_a_backend() -> None:
+    with pytest.raises(intarsia.ConfigError, match='platform "cpu" has no static-graph backend'):
+        compiled(static_graph="piecewise")
 
 
 @pytest.mark.parametrize("missing", [{"cache": False}, {"workers": 0, "cache": "somewhere"}])

@@ -83,7 +83,13 @@ def load_file(
         found = load_bundle(bundle, target(bundle))
     except (Changed, NotHere) as error:
         raise _unfit(path, name, str(error)) from error
-    found.compiled._engine.write = lambda to: write_file(to, bundle, entry.factors)
+    engine = found.compiled._engine
+    engine.write = lambda to: write_file(to, bundle, entry.factors)
+    if place.resolved.config.static_graph != "none":
+        from intarsia.static_graph.setup import add_static_graphs
+
+        paths = [str(tensor) for tensor in engine.entry.tensors]
+        add_static_graphs(engine, place, plugins, name, paths, engine.make_report, engine.padding())
     return found.compiled
 
 

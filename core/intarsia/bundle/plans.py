@@ -126,7 +126,7 @@ class PlanWriter:
     def _plan(self, plan: Plan) -> Encoded:
         stitching = plan.stitching
         return {
-            "title": plan.title, "fixed": dict(plan.fixed),
+            "title": plan.title, "fixed": dict(plan.fixed), "pinned": list(plan.pinned),
             "inputs": [_input_to_data(entry) for entry in plan.inputs],
             "pieces": [[p.index, sorted(p.weights.items())] for p in plan.pieces],
             "stitching": {
@@ -135,6 +135,7 @@ class PlanWriter:
                 "pieces": sorted(stitching.pieces.items()),
                 "weights": sorted(stitching.weights.items()),
                 "parameters": list(stitching.parameters),
+                "work": stitching.work, "results": list(stitching.results),
             },
         }  # fmt: skip
 
@@ -225,7 +226,7 @@ class PlanReader:
         )
         return Plan(
             tuple(self._input(entry) for entry in data["inputs"]), pieces, data["fixed"],
-            self._stitching(data["stitching"]), data["title"], self.model,
+            self._stitching(data["stitching"]), data["title"], self.model, tuple(data["pinned"]),
         )  # fmt: skip
 
     def _input(self, data: Any) -> PlanInput:
@@ -242,7 +243,8 @@ class PlanReader:
         }
         return Stitching(
             data["source"], data["name"], Namespace(values), dict(data["pieces"]),
-            dict(data["weights"]), tuple(data["parameters"]),
+            dict(data["weights"]), tuple(data["parameters"]), data["work"],
+            tuple(data["results"]),
         )  # fmt: skip
 
 

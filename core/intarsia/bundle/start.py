@@ -32,6 +32,24 @@ def start(job: Job) -> Compiled:
         CacheError: an entry is bad, and `strict` is on.
         CaptureError, ShapeError, SplitError, CompileFailed: as a cold compile does.
     """
+    compiled = _started(job)
+    if job.config.static_graph != "none":
+        _add_static_graphs(job, compiled._engine)
+    return compiled
+
+
+def _add_static_graphs(job: Job, engine: Engine) -> None:
+    from intarsia.static_graph.setup import (
+        add_static_graphs,  # who records nothing need not import it
+    )
+
+    paths = [str(path) for path in engine.entry.tensors]
+    add_static_graphs(
+        engine, job.place, job.host, job.name, paths, engine.make_report, engine.padding()
+    )
+
+
+def _started(job: Job) -> Compiled:
     cache = cache_of(job)
     if cache is None:
         return _made(job, None, None)

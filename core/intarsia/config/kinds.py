@@ -283,6 +283,24 @@ def _options(value: Any, trusted: bool) -> dict[str, dict[str, Any]]:
     }
 
 
+def choices(of: str, *names: str) -> Kind:
+    """Return the kind of a table that gives each `of` one of these names."""
+
+    def parse(value: Any, trusted: bool) -> dict[str, str]:
+        found = _prefer(value, trusted)
+        if set(found.values()) <= set(names):
+            return found
+        raise Invalid
+
+    listed = " or ".join(f'"{name}"' for name in names)
+    return Kind(f"a table: {of} = {listed}", parse, read_pairs)
+
+
+def _amounts(value: Any, trusted: bool) -> dict[str, int]:
+    return {key: _integer(item, 0) for key, item in _mapping(value).items()}
+
+
+AMOUNTS = Kind("a table: resource = whole number, 0 or more", _amounts, read_pairs)
 NAMES = Kind("a list of names", _names, read_names)
 RULES = Kind("a list of ops, functions, modules or rule names", _rules, read_names)
 PREFER = Kind("a table: component name = distribution", _prefer, read_pairs)

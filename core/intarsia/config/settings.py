@@ -328,11 +328,46 @@ class Config(_Settings):
     static_graph: str = setting(
         kinds.choice("none", "piecewise", "full", "full-and-piecewise"),
         "none",
-        "Which static graphs are recorded. This version records none: another value is refused.",
+        "Which static graphs are recorded: of each compiled piece, of the whole forward, or of both, so "
+        "that each step can choose.",
         '"piecewise"',
     )
     static_graph_backend: str | None = setting(
         kinds.NAME, None, "The static-graph backend. Not set: the platform's.", '"cuda"'
+    )
+    static_graph_budget: Mapping[str, int] = setting(
+        kinds.AMOUNTS,
+        {},
+        "How much of each resource recordings may take. What is not named here is limited by what the "
+        "backend says is left.",
+        "{ bytes = 2000000000 }",
+    )
+    static_inputs: Mapping[str, str] = setting(
+        kinds.choices("argument", "copy", "same-address", "general"),
+        {},
+        "What a replay does with an argument that is at another address than it was recorded at: copy it "
+        "in, or run the call without static graphs (same-address: the caller promises that this does not "
+        "happen, so it warns; general: it may happen). Arguments that the model writes to are never copied.",
+        '{ ids = "copy", cache = "same-address" }',
+    )
+    outputs: str = setting(
+        kinds.choice("owned", "borrowed"),
+        "owned",
+        "Whose the results of a replay are: the caller's own, or the recording's, valid until the next "
+        "call with the same sizes and key.",
+        '"borrowed"',
+    )
+    op_safety: Mapping[str, str] = setting(
+        kinds.choices("operation", "safe", "break"),
+        {},
+        "Whether operations may be part of a recording, over what their plugins say.",
+        '{ "acme::attention" = "safe" }',
+    )
+    unknown_ops: str = setting(
+        kinds.choice("refuse", "allow"),
+        "refuse",
+        "Whether a recording may hold custom operations of which nobody says that they are safe.",
+        '"allow"',
     )
     passes: Passes = setting(_table(Passes), Passes(), "Which graph passes run.")
     pass_manager: str | None = setting(

@@ -12,6 +12,7 @@ from intarsia import torch_compat
 from intarsia.capture import nodes
 from intarsia.capture.graph import Graph, Parameter
 from intarsia.report.events import EventStream
+from intarsia.report.records import Report
 from intarsia.runtime.bound import BoundBox, Dispatcher, Forward
 from intarsia.runtime.source import compile_source
 from intarsia.runtime.swapping import Swappable
@@ -54,11 +55,13 @@ class GraphPlan(Swappable):
     Attributes:
         forward: what Dynamo calls.
         write: returns the plan as bytes, or raises CacheError where that is not possible.
+        report: returns the report of the compile.
     """
 
     name: str
     forward: Forward
     write: Callable[[], bytes] = field(init=False, repr=False)
+    report: Callable[[], Report] = field(init=False, repr=False)
 
 
 def assemble_graph(

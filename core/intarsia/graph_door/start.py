@@ -68,6 +68,12 @@ class _Start:
         self.tier: Tier = "quick"
 
     def run(self) -> GraphCallable:
+        made = self._run()
+        if self.job.config.static_graph != "none" and isinstance(made.plan, GraphPlan):
+            _add_static_graphs(self.job, made.plan, len(self.job.holes))
+        return made
+
+    def _run(self) -> GraphCallable:
         cache = cache_of(self.job)
         with self.job.events.phase("load"):
             self._encode(with_key=cache is not None)
@@ -122,7 +128,8 @@ class _Start:
     ) -> GraphCallable:  # fmt: skip
         job, report = self.job, bundle.report
         name, events = job.name, job.events
-        add_report(lambda: with_counters(report_of(report, name, captures=1), events))
+        plan.report = lambda: with_counters(report_of(report, name, captures=1), events)
+        add_report(plan.report)
         events.send("done", message=f"loaded with {tier} artifacts")
         light = job.without_graph()
         plan.write = lambda: artifact_of(bundle, light)
@@ -151,7 +158,8 @@ class _Start:
         journal = None if cache is None else cache.journal()
         made = compile_graph(job, self.graph, self.boxes, pieces, journal)
         report, events = made.report, job.events
-        add_report(lambda: with_counters(report, events))
+        made.plan.report = lambda: with_counters(report, events)
+        add_report(made.plan.report)
         function = GraphCallable(made.plan)
         parts = None
         if self.encoded is not None:
@@ -208,6 +216,17 @@ class _Start:
                 live.write = lambda: artifact_of(whole, job)
 
         start_packages(job, cache, bundle, plan, functions, keep)
+
+
+def _add_static_graphs(job: CompileJob, plan: GraphPlan, arguments: int) -> None:
+    # Who records nothing need not import them.
+    from intarsia.static_graph.lazily import LazyRecording
+    from intarsia.static_graph.setup import add_static_graphs
+
+    paths = [f"a{index}" for index in range(arguments)]
+    graphs = add_static_graphs(plan, job.place, job.host, job.name, paths, plan.report)
+    if graphs is not None:
+        plan.dispatcher.lazily = LazyRecording(graphs)
 
 
 def _save(cache: Cache, factors: Mapping[str, str], bundle: Bundle) -> None:

@@ -63,6 +63,11 @@ class EventStream:
                 self.reasons[key] = self.reasons.get(key, 0) + 1
             return self.counters[name]
 
+    def gauge(self, name: str, value: int) -> None:
+        """Set a counter to what it is now."""
+        with self._lock:
+            self.counters[name] = value
+
     def warn(self, message: str, kind: str = "warning", **data: Any) -> None:
         """Log a warning and send it as an event."""
         log.warning("%s: %s", self.model, message)

@@ -98,6 +98,7 @@ class Report:
         counters: what happened on calls: "uncovered", "relayout", "rebind"...; and "miss"es of the cache.
         bundle_reads: how many bundles were read: 1 where the whole plan was loaded.
         misses: how often the cache did not have what was looked for.
+        recordings: how many static graphs there are.
         hits: how many compiled pieces the cache had.
         reasons: counters with their reason.
     """
@@ -141,7 +142,8 @@ def _plain(_instance: Any, _attribute: Any, value: Any) -> Any:
 def with_counters(report: Report, events: EventStream) -> Report:
     """Return a report with the counters and times as they are now."""
     return evolve(report, seconds=dict(events.seconds), counters=dict(events.counters),
-                  reasons=dict(events.reasons), misses=events.counters.get("miss", 0))  # fmt: skip
+                  reasons=dict(events.reasons), misses=events.counters.get("miss", 0),
+                  recordings=events.counters.get("recordings", 0))  # fmt: skip
 
 
 def report_from_dict(data: Mapping[str, Any]) -> Report:

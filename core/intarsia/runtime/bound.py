@@ -74,6 +74,8 @@ class Plan:
         fixed: symbols that this graph was captured at exactly one size of.
         stitching: the generated function.
         root: the module whose weights are read by name.
+        pinned: the arguments, by path, that may not be copied: the graph writes to their memory, or a
+            result has it.
     """
 
     inputs: tuple[PlanInput, ...]
@@ -82,6 +84,7 @@ class Plan:
     stitching: Stitching = field(repr=False)
     title: str = "plan"
     root: Any = field(default=None, repr=False)
+    pinned: tuple[str, ...] = ()
     conversions: Conversions = field(init=False, repr=False)
     _made: dict[frozenset[int], tuple[Stitching, Any]] = field(
         factory=dict, alias="_made", repr=False
@@ -137,6 +140,10 @@ class BoundBox:
 
     `forward` is what the table holds: the checking one until a call has gone through it, the plain one
     from then on.
+
+    Attributes:
+        values: what the names of the stitching stand for, pieces left out.
+        bound: the pieces' callables, bound to the weights; those with `boxed_call` take one list.
     """
 
     planned: PlannedBox
@@ -148,6 +155,8 @@ class BoundBox:
     on_checked: Callable[[], None] = field(default=lambda: None)
     on_converted: Callable[[], None] = field(default=lambda: None)
     weights: Sequence[Any] = field(default=(), init=False, repr=False)
+    values: Mapping[str, Any] = field(factory=dict, init=False, repr=False)
+    bound: Mapping[int, Forward] = field(factory=dict, init=False, repr=False)
     _release: Callable[[], Any] = field(default=lambda: None, init=False, repr=False)
     binds: int = 0
 
@@ -164,7 +173,7 @@ class BoundBox:
                   "_lease": lease}  # fmt: skip
         own = [f for i, f in functions.items() if f is not self.functions[i].callable]
         self._release = weakref.finalize(lease, _close_all, own)
-        self.weights = weights
+        self.weights, self.values, self.bound = weights, values, functions
         plain = {stitching.pieces[i]: f for i, f in functions.items()}
         fast = bind_code(code, stitching.name, {**values, **plain})
         if self.check == "none":
@@ -234,29 +243,53 @@ class Dispatcher:
         table: sizes -> forward; the generated entry reads it directly.
         boxes: best first.
         uncovered: makes the forward for sizes outside every box.
+        recorded: sizes -> the forward that replays static graphs.
+        override: sizes -> what runs in the place of everything else, for as long as it is there.
+        lazily: says what runs a call that is to be recorded while it runs, or None.
+        pad: says what runs a call that is padded to recorded sizes, or None.
     """
 
     symbols: tuple[str, ...]
     boxes: Sequence[BoundBox]
     uncovered: Callable[[Mapping[str, int]], Forward]
     table: dict[Any, Forward] = field(factory=dict)
+    recorded: dict[Any, Forward] = field(factory=dict)
+    override: dict[Any, Forward] = field(factory=dict)
+    lazily: Callable[[Any, Mapping[str, int], BoundBox], Forward | None] | None = None
+    pad: Callable[[Mapping[str, int]], Forward | None] | None = None
     _lock: threading.Lock = field(factory=threading.Lock, alias="_lock")
 
     def miss(self, key: Any) -> Forward:
         """Find the forward for sizes that the table does not have yet."""
-        values = self._values(key)
+        if key in self.override:
+            return self.override[key]
+        values = self.values_of(key)
         boxes = self.boxes
         box = self.box_for(values)
         if box is None:
-            return self.uncovered(values)  # counted and decided anew on each call
-        forward = box.forward
+            padded = self.pad(values) if self.pad is not None else None
+            return padded or self.uncovered(values)  # counted and decided anew on each call
+        recorded = self.recorded.get(key)
+        if recorded is None:
+            other = self._in_its_place(key, values, box)
+            if other is not None:
+                return other
+        forward = recorded or box.forward
         with self._lock:
             if len(self.table) >= _TABLE_LIMIT:
                 self.table.clear()
             self.table[key] = forward
-        if box.forward is not forward or self.boxes is not boxes:
-            self.table.pop(key, None)  # it was swapped meanwhile
+        swapped = box.forward is not forward if recorded is None else key not in self.recorded
+        if swapped or self.boxes is not boxes or key in self.override:
+            self.table.pop(key, None)  # it was put in the place of another meanwhile
         return forward
+
+    def _in_its_place(self, key: Any, values: Mapping[str, int], box: BoundBox) -> Forward | None:
+        """Return what runs this one call in the place of its box: padded, or recorded as it runs."""
+        found = self.pad(values) if self.pad is not None else None
+        if found is None and self.lazily is not None:
+            found = self.lazily(key, values, box)
+        return found
 
     def box_for(self, values: Mapping[str, int]) -> BoundBox | None:
         """Return the best box that holds some sizes, or None."""
@@ -270,7 +303,8 @@ class Dispatcher:
         with self._lock:
             self.table.clear()
 
-    def _values(self, key: Any) -> dict[str, int]:
+    def values_of(self, key: Any) -> dict[str, int]:
+        """Return the sizes of a key by symbol."""
         if not self.symbols:
             return {}
         numbers = key if len(self.symbols) > 1 else (key,)

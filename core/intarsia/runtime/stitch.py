@@ -48,11 +48,13 @@ class _Writer:
         self.real = {s: self.body.fresh(f"real_{s}") for s in symbols} if self.padded else {}
         self.parameters += [f"{name}=None" for name in self.real.values()]
         self._pieces()
+        results = self._results()
+        work = len(self.body.lines)
         self._result()
         text = "\n    ".join(self.body.lines)
         source = f"def forward({', '.join(self.parameters)}):\n    {text}\n"
         return Stitching(source, "forward", self.body.space, self.pieces, self.weights,
-                         tuple(self.parameters))  # fmt: skip
+                         tuple(self.parameters), work, results)  # fmt: skip
 
     # -- inputs
 
@@ -155,10 +157,18 @@ class _Writer:
 
     # -- result
 
-    def _result(self) -> None:
+    def _results(self) -> tuple[str, ...]:
+        """Make the values that the result is built of; returns the variables among them."""
+        found: dict[str, None] = {}
         for value in self.partition.result:
             for node in _nodes_in(value):
                 self._ready(node)
+                name = self.body.names[node]
+                if node.op not in ("placeholder", "get_attr") and name.isidentifier():
+                    found.setdefault(name)
+        return tuple(n for n in found if n not in self.parameters)
+
+    def _result(self) -> None:
         values = [literal(v, self.body.names, self.body.space) for v in self.partition.result]
         if self.real:
             self._cut_back(values)

@@ -24,6 +24,8 @@ class Stitching:
         pieces: piece index -> the name that its callable is bound to.
         weights: placeholder index -> the name that its tensor is bound to.
         parameters: its parameters.
+        work: how many lines after the head run pieces and operators; those that follow build the result.
+        results: the variables of the first that the second read.
     """
 
     source: str
@@ -32,6 +34,8 @@ class Stitching:
     pieces: Mapping[int, str]
     weights: Mapping[int, str]
     parameters: tuple[str, ...]
+    work: int
+    results: tuple[str, ...]
 
     def rendered(self, boxed: Mapping[int, bool]) -> Stitching:
         """Return it for callables of which some take one list of inputs."""

@@ -14,6 +14,7 @@ from intarsia.runtime.uncovered import Uncovered
 
 if TYPE_CHECKING:
     from intarsia.compiling.packages import Packages
+    from intarsia.static_graph.stage import StaticGraphs
 
 __all__ = ["Swappable"]
 
@@ -24,14 +25,18 @@ class Swappable:
 
     Attributes:
         is_final: whether the plans stay as they are from now on.
+        is_frozen: whether nothing is recorded any more.
         packages: those that are on their way, or None.
+        static_graphs: the stage of static graphs, or None where the settings ask for none.
     """
 
     dispatcher: Dispatcher
     uncovered: Uncovered
     events: EventStream
     is_final: bool = field(default=False, init=False)
+    is_frozen: bool = field(default=False, init=False)
     packages: Packages | None = field(default=None, init=False)
+    static_graphs: StaticGraphs | None = field(default=None, init=False)
     _lock: threading.RLock = field(factory=threading.RLock, init=False, repr=False)
 
     def swap(self, functions: Mapping[int, PieceFunction]) -> bool:
@@ -49,10 +54,16 @@ class Swappable:
         self.events.count("swap")
         return True
 
+    def freeze(self, packages: bool) -> None:
+        """Record nothing from now on, and swap nothing but what `packages` lets be finished."""
+        self.is_frozen = True
+        if not packages:
+            self.end()
+
     def end(self) -> None:
         """Stop what is on its way, and keep the plans as they are from now on."""
         with self._lock:
-            self.is_final = True
+            self.is_final = self.is_frozen = True
         if self.packages is not None:
             self.packages.cancel()
 

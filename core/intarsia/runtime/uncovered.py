@@ -53,7 +53,7 @@ class Uncovered:
             found = self._nearest(values)
             if found is None:
                 raise self._error(shown)
-            return self._pad(found, values)
+            return self.padding(found[0].forward, found[1], values)
         if count == 1:
             self.events.warn(
                 f"a call with {shown} is outside every box and runs eagerly (uncovered = "
@@ -93,8 +93,10 @@ class Uncovered:
             target[name] = size
         return target
 
-    def _pad(self, found: tuple[BoundBox, dict[str, int]], values: Mapping[str, int]) -> Forward:
-        box, target = found
+    def padding(
+        self, forward: Forward, target: Mapping[str, int], values: Mapping[str, int]
+    ) -> Forward:
+        """Return what runs a call of some sizes through a forward for larger ones, and cuts its result."""
         count = len(self.tensors)
         wanted = [
             [(d, target[s]) for d, s in enumerate(c.shape) if s in self.padded]
@@ -106,7 +108,7 @@ class Uncovered:
             roots = arguments[count : count + len(self.parameters)]
             sizes = [target[s] for s in self.symbols]
             real = [values[s] for s in self.symbols]
-            return box.forward(*tensors, *roots, *sizes, *real)
+            return forward(*tensors, *roots, *sizes, *real)
 
         self.events.count("padded")
         return padded

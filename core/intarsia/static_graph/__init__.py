@@ -1,0 +1,1 @@
+"""Static graphs: recordings of a device's work, checked before each replay."""

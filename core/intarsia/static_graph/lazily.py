@@ -1,0 +1,105 @@
+"""Recording during calls, for the door that has no phase for it: `torch.compile(backend="intarsia")`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from attrs import define, field
+
+from intarsia.errors import RecordError
+from intarsia.runtime.bound import BoundBox, Forward
+from intarsia.static_graph.budget import OutOfBudget
+from intarsia.static_graph.stage import StaticGraphs, gc_paused
+from intarsia.static_graph.step import Mode, current_step
+
+
+@define(eq=False)
+class LazyRecording:
+    """Records calls as they come: a size runs once as it is, and is recorded at its next call.
+
+    Sizes that config lists are recorded, and graphs that have no symbols: any size would be one recording
+    for each length of a prompt.
+
+    Attributes:
+        seen: (sizes, key) -> the modes that are still to be recorded.
+    """
+
+    graphs: StaticGraphs
+    seen: dict[tuple[Any, Hashable], list[Mode]] = field(factory=dict)
+    off: bool = False
+    _lock: threading.Lock = field(factory=threading.Lock, alias="_lock")
+
+    def __call__(self, at: Any, sizes: Mapping[str, int], box: BoundBox) -> Forward | None:
+        """Return what runs a call in the place of the plan; None where it is not to be recorded."""
+        wanted = current_step()
+        if self.off or wanted.mode == "none" or self.graphs.plans.is_frozen:
+            return None
+        if not self._listed(sizes):
+            return None
+        left = self.seen.get((at, wanted.key))
+        if left is None:
+            self.seen[at, wanted.key] = list(self.graphs.settings.modes)
+            return box.forward  # what compiles or tunes itself at its first run does so now
+        if not left:
+            return None
+
+        def recording(*arguments: Any) -> Any:
+            if not self._lock.acquire(blocking=False):
+                return box.forward(*arguments)
+            try:
+                return self._record(box, arguments, sizes, wanted.key, left)
+            finally:
+                self._lock.release()
+
+        return recording
+
+    def _listed(self, sizes: Mapping[str, int]) -> bool:
+        listed = self.graphs.settings.sizes
+        return all(size and size in listed.get(name, ()) for name, size in sizes.items())
+
+    def _record(
+        self, box: BoundBox, arguments: Any, sizes: Mapping[str, int], key: Hashable,
+        left: list[Mode],
+    ) -> Any:  # fmt: skip
+        graphs = self.graphs
+        if not left or not self._ready():
+            return box.forward(*arguments)
+        mode = left.pop(0)
+        try:
+            with gc_paused():
+                recorded = graphs.record_call(box, arguments, sizes, key, mode)
+        except OutOfBudget as error:
+            self._stop(str(error))
+            return box.forward(*arguments)
+        except Exception as error:
+            if graphs.settings.strict or mode != "full":
+                raise
+            # Nothing has run: a whole forward is recorded before it runs.
+            graphs.plans.events.warn(f"{graphs.name} could not be recorded: {error}")
+            return box.forward(*arguments)
+        if recorded.plan is None:
+            self._stop(recorded.over_budget)
+        else:
+            graphs.plans.events.count("recorded")
+            for reason in recorded.plan.reasons:
+                graphs.plans.events.warn(f"not recorded: {reason}")
+        return recorded.result
+
+    def _ready(self) -> bool:
+        if self.graphs.pool is not None:
+            return True
+        try:
+            self.graphs.open()
+        except RecordError as error:
+            if self.graphs.settings.strict:
+                raise
+            self._stop(str(error))
+            return False
+        return True
+
+    def _stop(self, why: str) -> None:
+        self.off = True
+        self.graphs.plans.dispatcher.forget()
+        self.graphs.plans.events.warn(f"no more static graphs of {self.graphs.name}: {why}")

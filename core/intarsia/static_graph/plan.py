@@ -1,0 +1,282 @@
+"""Records one call of a bound plan: piece by piece, or as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import define, field, frozen
+
+from intarsia.interfaces import PieceSignature, TensorInfo
+from intarsia.runtime.bound import BoundBox, Forward, PlannedPiece
+from intarsia.runtime.contract import overlap
+from intarsia.static_graph.budget import Budget, OutOfBudget
+from intarsia.static_graph.forwards import Forwards, unboxed
+from intarsia.static_graph.pool import Pool
+from intarsia.static_graph.recording import (
+    CallInputs,
+    Links,
+    Policy,
+    RecordedCall,
+    Recorder,
+    start_of,
+)
+from intarsia.static_graph.step import Mode
+
+
+@define(eq=False)
+class RecordedPlan:
+    """A bound plan with recordings in the place of its pieces, for calls of one size, key and mode.
+
+    Attributes:
+        forward: runs such a call.
+        calls: the recordings.
+        weights: what the plan was bound to when it was recorded.
+        reasons: why pieces were not recorded.
+        kept: results that stay in the recordings' memory between calls.
+    """
+
+    mode: Mode
+    forward: Forward
+    calls: Sequence[RecordedCall]
+    weights: Sequence[Any]
+    reasons: Sequence[str] = ()
+    kept: Sequence[Any] = ()
+
+    def cost(self) -> dict[str, int]:
+        """Return what the recordings take of each resource."""
+        total: dict[str, int] = {}
+        for call in self.calls:
+            for resource, amount in call.cost.items():
+                total[resource] = total.get(resource, 0) + amount
+        return total
+
+    def release(self) -> None:
+        """Give back what the recordings hold."""
+        for call in self.calls:
+            call.release()
+        self.kept = ()
+
+    def is_bound_to(self, weights: Sequence[Any]) -> bool:
+        """Say whether these weights are the very tensors that were recorded."""
+        return len(weights) == len(self.weights) and all(
+            a is b for a, b in zip(weights, self.weights, strict=True)
+        )
+
+
+@frozen
+class Arguments:
+    """The arguments of a bound plan's forward, and how a replay treats them.
+
+    Attributes:
+        values: those that come first and are inputs of the graph.
+        pinned: positions that are never copied.
+        policies: position -> what was chosen.
+    """
+
+    values: tuple[Any, ...]
+    pinned: frozenset[int]
+    policies: Mapping[int, Policy]
+
+    @classmethod
+    def of(
+        cls, values: Sequence[Any], pinned: frozenset[int], policies: Mapping[int, Policy]
+    ) -> Arguments:
+        """Return the arguments of a call; what overlaps pinned ones is pinned too."""
+        tensors = {i: v for i, v in enumerate(values) if isinstance(v, torch.Tensor)}
+        fixed = [tensors[i] for i in pinned if i in tensors]
+        shared = (i for i, v in tensors.items() if any(o is not v and overlap(v, o) for o in fixed))
+        return cls(tuple(values), frozenset((*pinned, *shared)), policies)
+
+    def policy(self, position: int) -> Policy:
+        """Return what a replay does where this argument is elsewhere."""
+        return CallInputs(pinned=self.pinned, policies=self.policies).policy(position)
+
+    def of_whole(self, arguments: Sequence[Any]) -> CallInputs:
+        """Return the same for a call that takes all arguments of a forward."""
+        # What follows are the call's own arguments, which hold the same tensors, and the sizes.
+        rest = frozenset(range(len(self.values), len(arguments)))
+        return CallInputs(rest, self.pinned, self.policies)
+
+    def of_pieces(self, weights: Sequence[Any]) -> tuple[dict[int, Policy], frozenset[int]]:
+        """Return id of an argument -> what a replay does with it, and the memory that stays where it is."""
+        chosen: dict[int, Policy] = {}
+        anchored = {start_of(w) for w in weights if isinstance(w, torch.Tensor)}
+        for position, value in enumerate(self.values):
+            if isinstance(value, torch.Tensor):
+                chosen[id(value)] = self.policy(position)
+                if chosen[id(value)] != "copy":
+                    anchored.add(start_of(value))
+        return chosen, frozenset(anchored - {0})
+
+
+@frozen
+class Recorded:
+    """What came of recording a call.
+
+    Attributes:
+        plan: None where the budget was used up: nothing is left of what was recorded.
+        result: the call's own.
+        over_budget: why there is no plan.
+    """
+
+    plan: RecordedPlan | None
+    result: Any
+    over_budget: str = ""
+
+
+@frozen
+class PlanRecorder:
+    """Records calls of one bound plan.
+
+    Attributes:
+        owned: whether the caller gets results of its own.
+        strict: whether a piece that cannot be recorded raises.
+        on_differs: told when a replay's input differs so that it runs in general.
+    """
+
+    box: BoundBox
+    pool: Pool
+    budget: Budget
+    owned: bool
+    strict: bool
+    on_differs: Callable[[str, str, Policy], None]
+
+    def piecewise(self, arguments: Sequence[Any], known: Arguments) -> Recorded:
+        """Record every compiled piece during one call.
+
+        A piece that cannot be recorded stays as it is.
+
+        Raises:
+            Whatever a piece raises that fails without recording too, and in strict mode what recording it
+            raised. Nothing is left of the recordings then.
+        """
+        with self.pool.lock, self.pool.stream:
+            return _Pass(self, known).run(arguments)
+
+    def full(self, arguments: Sequence[Any], known: Arguments) -> Recorded:
+        """Record the work of a call as one.
+
+        Raises:
+            Whatever recording raises. Nothing is left of the recording then, and nothing has run.
+        """
+        forwards = Forwards.of(self.box)
+        work = forwards.work({i: unboxed(f) for i, f in self.box.bound.items()})
+        recorder = Recorder(self.pool, self.on_differs)
+        name = f"{self.box.name}.forward"
+        with self.pool.lock, self.pool.stream:
+            self.budget.before()
+            call, values = recorder.record(name, work, arguments, known.of_whole(arguments), work)
+            cloned, kept, own = self.results(forwards.stitching.results, values, recorder.links)
+            result = forwards.rest(own)(*arguments)
+        try:
+            self.budget.take(call.cost)
+        except OutOfBudget as error:
+            return self.dropped([call], result, error)
+        forward = forwards.full(call.replay, cloned, self.pool.lock)
+        return Recorded(RecordedPlan("full", forward, [call], self.box.weights, (), kept), result)
+
+    def dropped(self, calls: Sequence[RecordedCall], result: Any, error: OutOfBudget) -> Recorded:
+        """Release recordings for which there is no room."""
+        for call in calls:
+            call.release()
+            self.budget.give(call.cost)
+        return Recorded(None, result, str(error))
+
+    def results(
+        self, names: Sequence[str], values: Sequence[Any], links: Links
+    ) -> tuple[list[str], list[Any], list[Any]]:
+        """Return the results to clone for the caller, those to keep in the pool, and the caller's."""
+        ours = [isinstance(v, torch.Tensor) and links.holds(v) for v in values]
+        # What is borrowed is given as it is; the recording call's own result may stay the caller's.
+        own = [v.clone() if mine else v for v, mine in zip(values, ours, strict=True)]
+        if self.owned:
+            return [n for n, mine in zip(names, ours, strict=True) if mine], [], own
+        return [], [v for v, mine in zip(values, ours, strict=True) if mine], own
+
+
+@define(eq=False)
+class _Pass:
+    """One call during which every piece is recorded as it runs."""
+
+    recorder: PlanRecorder
+    known: Arguments
+    calls: dict[int, RecordedCall] = field(factory=dict)
+    reasons: list[str] = field(factory=list)
+    over: OutOfBudget | None = None
+    cloned: list[str] = field(factory=list)
+    kept: list[Any] = field(factory=list)
+
+    def run(self, arguments: Sequence[Any]) -> Recorded:
+        recorder, box = self.recorder, self.recorder.box
+        forwards = Forwards.of(box)
+        inner = Recorder(recorder.pool, recorder.on_differs)
+        general = {p.index: unboxed(box.bound[p.index]) for p in box.plan.pieces}
+        chosen, anchored = self.known.of_pieces(box.weights)
+        names = forwards.stitching.results
+
+        def seen(values: Sequence[Any]) -> Sequence[Any]:
+            self.cloned, self.kept, own = recorder.results(names, values, inner.links)
+            return own
+
+        recording = {
+            p.index: self._recording(p, general[p.index], inner, chosen, anchored)
+            for p in box.plan.pieces
+        }
+        try:
+            result = forwards.recording(recording, seen)(*arguments)
+        except BaseException:
+            recorder.dropped(list(self.calls.values()), None, OutOfBudget())
+            raise
+        calls = list(self.calls.values())
+        if self.over is not None:
+            return recorder.dropped(calls, result, self.over)
+        replays = {i: c.replay for i, c in self.calls.items()}
+        forward = forwards.piecewise({**general, **replays}, self.cloned, recorder.pool.lock)
+        return Recorded(
+            RecordedPlan("piecewise", forward, calls, box.weights, self.reasons, self.kept), result
+        )
+
+    def _recording(
+        self, piece: PlannedPiece, general: Forward, inner: Recorder,
+        chosen: Mapping[int, Policy], anchored: frozenset[int],
+    ) -> Forward:  # fmt: skip
+        box, budget = self.recorder.box, self.recorder.budget
+        name = f"{box.name}.piece_{piece.index}"
+        pinned = pinned_inputs(piece.signature(box.planned.box))
+
+        def record(*inputs: Any) -> Any:
+            if self.over is not None:
+                return general(*inputs)
+            policies = {i: chosen[id(v)] for i, v in enumerate(inputs) if id(v) in chosen}
+            known = CallInputs(frozenset(piece.weights), pinned, policies, anchored)
+            try:
+                budget.before()
+                call, outputs = inner.record(name, general, inputs, known, general)
+            except OutOfBudget as error:
+                self.over = error
+                return general(*inputs)
+            except Exception as error:
+                if self.recorder.strict:
+                    raise
+                self.reasons.append(f"{name}: {type(error).__name__}: {error}")
+                return general(*inputs)
+            self.calls[piece.index] = call
+            try:
+                budget.take(call.cost)
+            except OutOfBudget as error:
+                self.over = error
+            return outputs
+
+        return record
+
+
+def pinned_inputs(signature: PieceSignature) -> frozenset[int]:
+    """Return the inputs of a piece that it writes to, or whose memory an output has."""
+    outside = {o.alias_class for o in signature.outputs if isinstance(o, TensorInfo)} - {None}
+    shared = (
+        i for i, value in enumerate(signature.inputs)
+        if isinstance(value, TensorInfo) and value.alias_class in outside
+    )  # fmt: skip
+    return frozenset((*signature.mutated, *shared))

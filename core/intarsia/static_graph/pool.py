@@ -1,0 +1,76 @@
+"""What recordings share: a pool of device memory, the inputs that are copied in, and whose turn it is."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from attrs import define, field
+
+from intarsia.interfaces import DeviceOps, StaticGraphBackend, Stream
+
+
+@define(eq=False)
+class Inputs:
+    """The memory that differing inputs are copied to.
+
+    An input is copied in right before the replay that reads it, and all replays over a pool run one after
+    the other, so that the n-th copied inputs of all of them share the same memory.
+    """
+
+    _flat: dict[tuple[int, torch.device], torch.Tensor] = field(factory=dict)
+
+    def like(self, slot: int, tensor: torch.Tensor) -> torch.Tensor:
+        """Return memory for the `slot`-th copied input, with a tensor's dtype, shape and stride."""
+        count = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+        needed = count * tensor.element_size()
+        flat = self._flat.get((slot, tensor.device))
+        if flat is None or flat.numel() < needed:
+            flat = torch.empty(needed, dtype=torch.uint8, device=tensor.device)
+            self._flat[slot, tensor.device] = flat
+        return flat[:needed].view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
+
+    def bytes(self) -> int:
+        """Return how much memory that is."""
+        return sum(flat.nbytes for flat in self._flat.values())
+
+
+@define(eq=False)
+class Pool:
+    """A pool of memory for recordings, which several compiled models may share.
+
+    Attributes:
+        lock: held by who records or replays; recordings of a pool use the same memory.
+        handle: the backend's own.
+        stream: what is recorded on.
+        inputs: the memory of copied inputs.
+        used: what the recordings took of each resource.
+    """
+
+    backend: StaticGraphBackend
+    device: int | None
+    ops: DeviceOps
+    lock: Any = field(factory=threading.Lock)
+    handle: Any = field(init=False)
+    stream: Stream = field(init=False)
+    inputs: Inputs = field(factory=Inputs)
+    used: dict[str, int] = field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self.handle = self.backend.new_pool(self.device)
+        self.stream = self.ops.stream()
+
+    def take(self, cost: dict[str, int]) -> None:
+        """Add what a recording takes."""
+        for resource, amount in cost.items():
+            self.used[resource] = self.used.get(resource, 0) + amount
+
+    def give(self, cost: dict[str, int]) -> None:
+        """Subtract what a recording took."""
+        self.take({resource: -amount for resource, amount in cost.items()})
+
+    def release(self) -> None:
+        """Give the memory back; the recordings were released before."""
+        self.backend.release_pool(self.handle)
+        self.inputs = Inputs()

@@ -1,0 +1,363 @@
+"""One recorded call: how it is recorded, and the function that checks its inputs and replays it."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from attrs import define, field, frozen
+
+from intarsia import torch_compat
+from intarsia.errors import RecordError
+from intarsia.interfaces import Recording
+from intarsia.runtime.source import bind_code, code_of
+from intarsia.static_graph.pool import Pool
+
+Policy = Literal["copy", "same-address", "general"]
+Forward = Callable[..., Any]
+
+
+@frozen
+class CallInputs:
+    """What is known of the inputs of a call before it is recorded, by position.
+
+    Attributes:
+        weights: bound to the plan, so not compared.
+        pinned: never copied: the call writes to them, or an output shares their memory.
+        policies: what was chosen for the others; "copy" where nothing was.
+        anchored: addresses of memory that stays where it is, as that of weights: its views do too.
+    """
+
+    weights: frozenset[int] = frozenset()
+    pinned: frozenset[int] = frozenset()
+    policies: Mapping[int, Policy] = {}
+    anchored: frozenset[int] = frozenset()
+
+    def policy(self, position: int) -> Policy:
+        """Return what a replay does with an input that is elsewhere than it was recorded."""
+        if position in self.pinned:
+            chosen = self.policies.get(position, "general")
+            return "general" if chosen == "copy" else chosen
+        return self.policies.get(position, "copy")
+
+
+@define(eq=False)
+class Links:
+    """The outputs of the recordings of one forward, while it is recorded.
+
+    A recording whose input is the output of one before it needs no copy, as long as that one was replayed
+    in the same forward: then its output is the very same object.
+    """
+
+    _made: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = field(factory=dict)
+    starts: set[int] = field(factory=set)
+
+    def add(self, owned: torch.Tensor, view: torch.Tensor) -> None:
+        """Note an output: what the forward that is recorded gets, and what a replay returns."""
+        self._made[id(owned)] = weakref.ref(owned), view
+        self.starts.add(owned.untyped_storage().data_ptr())
+
+    def view(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Return what a replay returns in the place of a tensor; None where it is no such output."""
+        found = self._made.get(id(tensor))
+        return found[1] if found is not None and found[0]() is tensor else None
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Say whether a tensor lies in the memory of an output."""
+        return start_of(tensor) in self.starts
+
+
+@frozen
+class _Place:
+    """Where a tensor was that was recorded, and what it was like."""
+
+    address: int
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> _Place:
+        return cls(tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+
+
+@frozen
+class _Input:
+    """How a replay checks one input.
+
+    Attributes:
+        kind: "free" is not compared, "number" must be equal, "linked" is the object of an earlier
+            replay or copied there, "copied" is at `value` or copied there, "fixed" must be where it was.
+        value: the number, or the tensor that the recording reads; None for "fixed": it is the caller's,
+            who may let go of it.
+        place: where a tensor was.
+    """
+
+    kind: Literal["free", "number", "linked", "copied", "fixed"]
+    value: Any = None
+    place: _Place | None = None
+    policy: Policy = "copy"
+
+
+@frozen
+class _Output:
+    """What a replay returns: a tensor of the recording, a view of an input, or a plain value."""
+
+    value: Any
+    of: int | None = None
+
+
+@define(eq=False)
+class RecordedCall:
+    """A recorded call.
+
+    Attributes:
+        name: what messages call it.
+        cost: what it takes of each resource.
+        replay: checks the inputs, replays, and returns the outputs; runs `general` where an input does
+            not fit.
+        kept: what the recording reads, and outputs that must stay as they are between calls.
+    """
+
+    name: str
+    recording: Recording
+    cost: dict[str, int]
+    replay: Forward
+    kept: list[Any] = field(factory=list)
+
+    def release(self) -> None:
+        """Give back what the recording holds."""
+        self.recording.release()
+        self.kept.clear()
+
+
+@frozen
+class Recorder:
+    """Records calls of one forward, in the order in which they run.
+
+    Attributes:
+        on_differs: told when a call runs in general since an input differs: (name, reason, policy).
+    """
+
+    pool: Pool
+    on_differs: Callable[[str, str, Policy], None]
+    links: Links = field(factory=Links)
+
+    def record(
+        self, name: str, function: Forward, inputs: Sequence[Any], known: CallInputs, general: Forward,
+    ) -> tuple[RecordedCall, Any]:  # fmt: skip
+        """Record a call and run it once; returns it, and its outputs as they are after that run.
+
+        The outputs own their memory in the pool: when the forward lets go of them, later recordings may
+        use it.
+
+        Raises:
+            RecordError: an output has no plain memory.
+            Whatever the call or the backend raises. Nothing is left of the recording then.
+        """
+        checks, given = self._inputs(inputs, known)
+        pool = self.pool
+        pool.backend.begin(pool.handle, pool.stream)
+        try:
+            outputs = tuple(self._run(function, given))
+            recording = pool.backend.end()
+        except BaseException:
+            pool.backend.abort(pool.stream)
+            raise
+        try:
+            shapes = self._outputs(name, outputs, given, checks)
+            recording.replay()  # a recording does not run what it records
+        except BaseException:
+            recording.release()
+            raise
+        cost = dict(pool.backend.measure(recording))
+        replay = _replay_function(name, recording, checks, shapes, general, self.on_differs)
+        kept = [c.value for c in checks if c.kind == "copied"]
+        return RecordedCall(name, recording, cost, replay, kept), outputs
+
+    def _run(self, function: Forward, inputs: Sequence[Any]) -> Any:
+        run = getattr(self.pool.backend, "run", None)
+        return function(*inputs) if run is None else run(function, inputs)
+
+    # -- inputs
+
+    def _inputs(self, inputs: Sequence[Any], known: CallInputs) -> tuple[list[_Input], list[Any]]:
+        checks: list[_Input] = []
+        given: list[Any] = []
+        slot = 0
+        for position, value in enumerate(inputs):
+            check = self._input(position, value, known, slot)
+            if check.kind == "copied":
+                slot += 1
+                check.value.copy_(value)
+            checks.append(check)
+            given.append(check.value if check.kind == "copied" else value)
+        return checks, given
+
+    def _input(self, position: int, value: Any, known: CallInputs, slot: int) -> _Input:
+        if position in known.weights:
+            return _Input("free")
+        if not isinstance(value, torch.Tensor):
+            return _Input("number", value)
+        policy = known.policy(position)
+        view = self.links.view(value)
+        if view is not None:
+            return _Input("linked", view, _Place.of(view), policy)
+        if policy == "copy" and start_of(value) in known.anchored:
+            policy = "general"
+        if policy == "copy" and _is_plain(value) and not _repeats(value):
+            static = self.pool.inputs.like(slot, value)
+            return _Input("copied", static, _Place.of(static), policy)
+        return _Input("fixed", None, _Place.of(value), "general" if policy == "copy" else policy)
+
+    # -- outputs
+
+    def _outputs(
+        self, name: str, outputs: Sequence[Any], given: Sequence[Any], checks: Sequence[_Input]
+    ) -> list[_Output]:
+        owners = {
+            start_of(value): position for position, value in enumerate(given)
+            if isinstance(value, torch.Tensor) and _is_plain(value) and value.numel()
+        }  # fmt: skip
+        found: list[_Output] = []
+        for number, value in enumerate(outputs):
+            if not isinstance(value, torch.Tensor):
+                found.append(_Output(value))
+                continue
+            if not _is_plain(value):
+                raise RecordError(f"{name} cannot be recorded",
+                                  why=f"its output {number} is not a plain strided tensor")  # fmt: skip
+            position = owners.get(start_of(value)) if value.numel() else None
+            if position is not None and checks[position].kind in ("free", "fixed"):
+                found.append(_Output(value, position))
+                continue
+            view = torch_compat.borrowed(value)
+            self.links.add(value, view)
+            found.append(_Output(view))
+        return found
+
+
+def start_of(tensor: torch.Tensor) -> int:
+    """Return the address of a tensor's storage; 0 where it has none of the plain kind."""
+    return tensor.untyped_storage().data_ptr() if _is_plain(tensor) else 0
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Say whether a tensor is nothing but strided memory."""
+    return (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.layout == torch.strided
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+    )
+
+
+def _repeats(tensor: torch.Tensor) -> bool:
+    """Say whether several elements may be at one place, so that nothing can be copied there."""
+    end = 1
+    for size, step in sorted(zip(tensor.shape, tensor.stride(), strict=True), key=lambda d: d[1]):
+        if size > 1:
+            if step < end:
+                return True
+            end = step * (size - 1) + end
+    return False
+
+
+# ------------------------------------------------------------------------------- the replay function
+
+
+@define
+class _ReplayWriter:
+    """Writes the function in a recorded call's place: it compares every input, then it replays."""
+
+    inputs: Sequence[_Input]
+    outputs: Sequence[_Output]
+    lines: list[str] = field(factory=list)
+    values: dict[str, Any] = field(factory=dict)
+
+    def source(self) -> str:
+        names = [f"i{n}" for n in range(len(self.inputs))]
+        for position, check in enumerate(self.inputs):
+            self._check(position, check, ", ".join(names))
+        self.lines += ["_replay()", f"return {self._result()}"]
+        text = "\n    ".join(self.lines)
+        return f"def replay({', '.join(names)}):\n    {text}\n"
+
+    def _check(self, position: int, check: _Input, call: str) -> None:
+        name, known = f"i{position}", f"_r{position}"
+        if check.kind == "free":
+            return
+        self.values[known] = check.value
+        leave = f"return _differs({position}, {call})"
+        if check.place is None:
+            self.lines += [f"if {name} != {known}:", f"    {leave}"]
+            return
+        elsewhere, other = self._tests(position, check.place)
+        linked = check.kind == "linked"
+        self.lines.append(f"if {name} is not {known}:" if linked else f"if {elsewhere} or {other}:")
+        if check.kind == "fixed" or check.policy != "copy":
+            self.lines.append(f"    {leave}")
+        else:
+            self.lines += [f"    if {other}:", f"        {leave}", f"    {known}.copy_({name})"]
+
+    def _tests(self, position: int, place: _Place) -> tuple[str, str]:
+        """Return the tests whether a tensor is elsewhere in memory, and whether it is of another kind."""
+        # Bound as names, not written out: then calls of one form share their code at all sizes.
+        for what in ("address", "stride", "shape", "dtype"):
+            self.values[f"_{what}{position}"] = getattr(place, what)
+        n, name = position, f"i{position}"
+        return (f"{name}.data_ptr() != _address{n} or {name}.stride() != _stride{n}",
+                f"{name}.shape != _shape{n} or {name}.dtype is not _dtype{n}")  # fmt: skip
+
+    def _result(self) -> str:
+        if all(output.of is None for output in self.outputs):
+            self.values["_outputs"] = tuple(output.value for output in self.outputs)
+            return "_outputs"
+        parts = []
+        for number, output in enumerate(self.outputs):
+            self.values[f"_o{number}"] = output.value
+            if output.of is None:
+                parts.append(f"_o{number}")
+                continue
+            view: torch.Tensor = output.value
+            self.values[f"_o{number}"] = (view.shape, view.stride(), view.storage_offset())
+            parts.append(f"i{output.of}.as_strided(*_o{number})")
+        return f"({', '.join(parts)},)"
+
+
+_code = functools.lru_cache(256)(lambda source: code_of(source, "replay"))
+"""Compiled source of replay functions; a few forms serve all pieces and sizes, and compiling takes 0.3 ms."""
+
+
+def _replay_function(
+    name: str, recording: Recording, inputs: Sequence[_Input], outputs: Sequence[_Output],
+    general: Forward, on_differs: Callable[[str, str, Policy], None],
+) -> Forward:  # fmt: skip
+    writer = _ReplayWriter(inputs, outputs)
+    source = writer.source()
+
+    def differs(position: int, *arguments: Any) -> Any:
+        check = inputs[position]
+        on_differs(
+            name, f"input {position} {_difference(check, arguments[position])}", check.policy
+        )
+        return general(*arguments)
+
+    values = {**writer.values, "_replay": recording.replay, "_differs": differs}
+    return bind_code(_code(source), "replay", values)
+
+
+def _difference(check: _Input, value: Any) -> str:
+    place = check.place
+    if place is None:
+        return f"was {check.value} and is {value}"
+    for what, then, now in (
+        ("dtype", place.dtype, value.dtype), ("shape", tuple(place.shape), tuple(value.shape)),
+        ("stride", place.stride, value.stride()),
+    ):  # fmt: skip
+        if then != now:
+            return f"had the {what} {then} and has {now}"
+    return "is at another address"

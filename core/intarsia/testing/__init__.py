@@ -1,0 +1,1 @@
+"""What plugins and models are tested with."""

@@ -1,0 +1,327 @@
+"""The null device: static graphs without a GPU.
+
+It replays recorded calls on the addresses that were recorded, and nothing else: a stale address gives a
+wrong number that a test sees.
+As on a device, nothing runs while it is recorded, the results of a recording are garbage until it was
+replayed, and they lie in a pool whose memory later recordings use again once nobody owns it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import define, field, frozen
+
+from intarsia.interfaces import Box, PieceSignature, StaticGraphSpec, Stream
+
+FAULTS = ("begin", "first", "last", "end", "replay", "measure", "memory")
+"""Where a fault may be injected: see `NullDevice.fail`."""
+
+
+class NullDeviceError(RuntimeError):
+    """What the null device raises: an injected fault, or a slot or a pool that is used up."""
+
+
+class NullPlugin:
+    """A plugin that brings one null device as the static-graph backend "null", for CPU tensors.
+
+        plugin = NullPlugin(slots=10)
+        host = intarsia.host.Host(settings, extra_plugins=[plugin])
+
+    Attributes:
+        device: the null device.
+    """
+
+    intarsia_api_version = (1, 0)
+    __name__ = "intarsia_null_device"
+
+    def __init__(self, **options: Any) -> None:
+        self.device = NullDevice(options)
+
+    def intarsia_static_graphs(self) -> list[StaticGraphSpec]:
+        """Bring the backend."""
+        return [StaticGraphSpec("null", lambda options, device: self.device, devices=("cpu",))]
+
+
+@define(eq=False)
+class NullPool:
+    """A pool: memory that recordings use, some of it again and again.
+
+    Attributes:
+        limit: how many bytes it may take.
+        taken: how many it has taken.
+    """
+
+    limit: int
+    taken: int = 0
+    _held: list[torch.Tensor] = field(factory=list)
+    _free: list[tuple[int, int]] = field(factory=list)
+    _lock: threading.RLock = field(factory=threading.RLock)
+
+    def empty_like(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return memory for a result, filled with what is no number.
+
+        Raises:
+            torch.OutOfMemoryError: the pool may take no more.
+        """
+        needed = max(tensor.untyped_storage().nbytes(), 1)
+        address, size = self._block(needed)
+        kind: Any = type(
+            "Block", (ctypes.c_char * needed,), {}
+        )  # a class of its own can be referred to weakly
+        block = kind.from_address(address)
+        weakref.finalize(block, self._give, address, size)
+        made = torch.frombuffer(block, dtype=torch.uint8).fill_(0xFF)
+        return torch.empty(0, dtype=tensor.dtype).set_(
+            made.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
+        )
+
+    def _block(self, needed: int) -> tuple[int, int]:
+        with self._lock:
+            fitting = sorted((size, address) for address, size in self._free if size >= needed)
+            if fitting:
+                size, address = fitting[0]
+                self._free.remove((address, size))
+                return address, size
+            if self.taken + needed > self.limit:
+                raise torch.OutOfMemoryError(
+                    f"the null device is out of memory: {self.taken} of {self.limit} bytes are taken, and "
+                    f"{needed} are asked for"
+                )
+            memory = torch.empty(needed + 64, dtype=torch.uint8)
+            self._held.append(memory)
+            self.taken += needed
+            return -(-memory.data_ptr() // 64) * 64, needed
+
+    def _give(self, address: int, size: int) -> None:
+        with self._lock:
+            self._free.append((address, size))
+
+    def trim(self, taken: int) -> None:
+        """Give back all memory, if nobody owns any and `taken` is 0."""
+        with self._lock:
+            if taken == 0 and sum(size for _, size in self._free) == self.taken:
+                self._held.clear()
+                self._free.clear()
+                self.taken = 0
+
+
+@frozen
+class _Call:
+    function: Callable[..., Any]
+    inputs: tuple[Any, ...]
+    results: tuple[tuple[int, Any], ...]
+
+    def run(self) -> None:
+        made = _listed(self.function(*self.inputs))
+        for number, target in self.results:
+            target.copy_(made[number])
+
+
+@define(eq=False)
+class _Unfinished:
+    pool: NullPool
+    calls: list[_Call] = field(factory=list)
+    taken_before: int = 0
+
+
+@define(eq=False)
+class NullRecording:
+    """Recorded calls, with the addresses that they read and write."""
+
+    device: NullDevice
+    calls: Sequence[_Call]
+    cost: Mapping[str, int]
+    released: bool = False
+
+    def replay(self) -> None:
+        """Run the calls again on the recorded addresses."""
+        if self.released:
+            raise NullDeviceError("a released recording was replayed")
+        self.device.failing("replay")
+        self.device.replays += 1
+        with torch.no_grad():
+            for call in self.calls:
+                call.run()
+
+    def release(self) -> None:
+        """Give the slot back."""
+        if not self.released:
+            self.released = True
+            self.calls = ()
+            self.device.used -= 1
+
+
+class NullDevice:
+    """The static-graph backend "null".
+
+    Options: `slots`, how many recordings there may be at once; `bytes`, how much memory pools may take;
+    `estimates`, whether costs are known before recording.
+
+    Attributes:
+        slots: how many recordings there may be at once.
+        used: how many there are.
+        recordings: how many were made.
+        replays: how many times one ran.
+        highest: how many there were at most.
+    """
+
+    def __init__(self, options: Mapping[str, Any], device: int | None = None) -> None:
+        self.slots: int = options.get("slots", 1 << 16)
+        self.bytes: int = options.get("bytes", 1 << 40)
+        self.estimates: bool = options.get("estimates", True)
+        self.used = self.recordings = self.replays = self.highest = 0
+        self.pools: list[NullPool] = []
+        self._faults: dict[str, tuple[int, BaseException]] = {}
+        self._local = threading.local()
+
+    def fail(self, where: str, error: BaseException | None = None, *, after: int = 0) -> None:
+        """Raise an error once at a step of the recordings to come.
+
+        Args:
+            where: "begin", "first" (before the first recorded call), "last" (after the last one), "end",
+                "replay", "measure" or "memory" (where a result gets its memory).
+            error: what is raised; None: a NullDeviceError.
+            after: how often the step is passed before it fails.
+        """
+        assert where in FAULTS, where
+        self._faults[where] = (after, error or NullDeviceError(f"a fault at {where}"))
+
+    def failing(self, where: str) -> None:
+        """Raise the fault that is due at a step."""
+        if where not in self._faults:
+            return
+        left, error = self._faults.pop(where)
+        if left:
+            self._faults[where] = (left - 1, error)
+            return
+        raise error
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether this thread has an unfinished recording."""
+        return getattr(self._local, "unfinished", None) is not None
+
+    # -- the backend
+
+    def new_pool(self, device: int | None) -> NullPool:
+        """Return a pool."""
+        pool = NullPool(self.bytes)
+        self.pools.append(pool)
+        return pool
+
+    def release_pool(self, pool: NullPool) -> None:
+        """Give a pool's memory back."""
+        pool.trim(0)
+        self.pools.remove(pool)
+
+    def begin(self, pool: NullPool, stream: Stream) -> None:
+        """Start a recording.
+
+        Raises:
+            NullDeviceError: every slot is used.
+        """
+        assert not self.is_recording, "one recording per thread at a time"
+        if self.used >= self.slots:
+            raise NullDeviceError(f"all {self.slots} slots of the null device are used")
+        self._local.unfinished = _Unfinished(pool, taken_before=pool.taken)
+        self.failing("begin")
+
+    def run(self, function: Callable[..., Any], inputs: Sequence[Any]) -> tuple[Any, ...]:
+        """Record a call: the results have their place and no values yet, and nothing was written."""
+        self.failing("first")
+        unfinished: _Unfinished = self._local.unfinished
+        copies = _copies(inputs)
+        with torch.no_grad():
+            made = _listed(function(*copies))
+        results: list[Any] = []
+        places: list[tuple[int, Any]] = []
+        for number, value in enumerate(made):
+            if not isinstance(value, torch.Tensor):
+                results.append(value)
+                continue
+            own = _same_place(value, copies, inputs)
+            if own is None:
+                self.failing("memory")
+                own = unfinished.pool.empty_like(value)
+                places.append((number, _borrowed(own)))
+            results.append(own)
+        lent = tuple(_borrowed(v) if isinstance(v, torch.Tensor) else v for v in inputs)
+        unfinished.calls.append(_Call(function, lent, tuple(places)))
+        self.failing("last")
+        return tuple(results)
+
+    def end(self) -> NullRecording:
+        """Finish the recording."""
+        self.failing("end")
+        unfinished: _Unfinished = self._local.unfinished
+        self._local.unfinished = None
+        self.used += 1
+        self.recordings += 1
+        self.highest = max(self.highest, self.used)
+        grown = unfinished.pool.taken - unfinished.taken_before
+        return NullRecording(self, tuple(unfinished.calls), {"slots": 1, "bytes": grown})
+
+    def abort(self, stream: Stream) -> None:
+        """Drop the unfinished recording."""
+        unfinished: _Unfinished | None = getattr(self._local, "unfinished", None)
+        self._local.unfinished = None
+        if unfinished is not None:
+            unfinished.calls.clear()
+            unfinished.pool.trim(unfinished.taken_before)
+
+    def budget(self, device: int | None) -> Mapping[str, int]:
+        """Return the slots and bytes that are left."""
+        taken = sum(pool.taken for pool in self.pools)
+        return {"slots": self.slots - self.used, "bytes": self.bytes - taken}
+
+    def estimate(self, signature: PieceSignature, box: Box) -> Mapping[str, int] | None:
+        """Return one slot; None where the option `estimates` is off."""
+        return {"slots": 1} if self.estimates else None
+
+    def measure(self, recording: Any) -> Mapping[str, int]:
+        """Return the slot, and the bytes by which the pool has grown."""
+        self.failing("measure")
+        return recording.cost
+
+
+def _listed(outputs: Any) -> list[Any]:
+    return list(outputs) if isinstance(outputs, tuple | list) else [outputs]
+
+
+def _copies(inputs: Sequence[Any]) -> list[Any]:
+    """Return copies of inputs that share memory with each other as the inputs do."""
+    storages: dict[int, torch.UntypedStorage] = {}
+    made: list[Any] = []
+    for value in inputs:
+        if not isinstance(value, torch.Tensor):
+            made.append(value)
+            continue
+        storage = value.untyped_storage()
+        copy = storages.setdefault(storage.data_ptr(), storage.clone())
+        made.append(
+            torch.empty(0, dtype=value.dtype).set_(
+                copy, value.storage_offset(), value.shape, value.stride()
+            )
+        )
+    return made
+
+
+def _same_place(value: torch.Tensor, copies: Sequence[Any], inputs: Sequence[Any]) -> Any:
+    """Return a result that lies in an input's memory, as a view of the input itself; else None."""
+    start = value.untyped_storage().data_ptr()
+    for copy, original in zip(copies, inputs, strict=True):
+        if isinstance(copy, torch.Tensor) and copy.untyped_storage().data_ptr() == start:
+            return original.as_strided(value.shape, value.stride(), value.storage_offset())
+    return None
+
+
+def _borrowed(tensor: torch.Tensor) -> torch.Tensor:
+    from intarsia.torch_compat import borrowed
+
+    return borrowed(tensor)
