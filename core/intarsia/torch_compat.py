@@ -1231,6 +1231,24 @@ def trace_artifact(name: str, payload: str, encoding: str = "string") -> None:
     )
 
 
+# ------------------------------------------------------------------------------------- CUDA captures
+
+
+def leaves_failed_captures() -> bool:
+    """Say whether a CUDA capture that cannot be ended keeps its memory pool for good (up to torch 2.13)."""
+    return torch_version() < (2, 14)
+
+
+def forget_capture(device: int, pool: tuple[int, int]) -> None:
+    """Take a capture that could not be ended off the CUDA allocator's books: its route, then its pool.
+
+    Torch 2.12 and 2.13 have ended the route already, and then refuse the first of the two.
+    """
+    for undo in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
+        with contextlib.suppress(RuntimeError):
+            undo(device, pool)
+
+
 # --------------------------------------------------------------------------------------------- probes
 
 
@@ -1308,6 +1326,8 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch._C:_construct_storage_from_data_pointer",
         "torch._logging:trace_structured",
         "torch._logging._internal:trace_log",
+        "torch._C:_cuda_endAllocateToPool",
+        "torch._C:_cuda_releasePool",
     )
 }
 """Private name -> probe; each answers, or raises what the missing name raises."""

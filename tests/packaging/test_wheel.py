@@ -67,6 +67,7 @@ def test_wheel_has_licence_entry_points_and_metadata(wheel: zipfile.ZipFile) -> 
         "eager = intarsia_eager",
         "inductor = intarsia_inductor",
         "cpu = intarsia_cpu",
+        "cuda = intarsia_cuda",
         "intarsia = intarsia.jit:intarsia_backend",
     ):
         assert line in entry_points.splitlines()
