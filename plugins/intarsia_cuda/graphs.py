@@ -10,6 +10,7 @@ import contextlib
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,9 @@ from intarsia_cuda import driver
 __all__ = ["CudaGraphs", "CudaPool", "CudaRecording"]
 
 log = logging.getLogger(__name__)
+
+_ASK_EVERY = 0.02
+"""Seconds between two questions to the device how much memory is in use."""
 
 
 class CudaPool:
@@ -126,6 +130,7 @@ class CudaGraphs:
     def __init__(self, options: Mapping[str, Any], device: int | None) -> None:
         self._local = threading.local()
         self._outside: dict[int, int] = {}
+        self._asked: dict[int, float] = {}
 
     def new_pool(self, device: int | None) -> CudaPool:
         """Return a memory pool; it holds nothing before its first recording."""
@@ -221,14 +226,17 @@ class CudaGraphs:
         """Return the bytes by which torch's memory grew while a recording was made, and other memory.
 
         Torch's own counter is read around every recording (about 10 us). Memory that torch does not know
-        of (the driver's copy of a graph, loaded kernels) can only be asked of the device, which is too
-        slow for every recording; so it is read here, and what came since the last measurement counts to
-        this recording. Measuring the last recording of a size gives that size's.
+        of (the driver's copy of a graph, loaded kernels) can only be asked of the device, which takes longer
+        than a replay; it is asked every 20 ms, and what came since then counts to this recording.
         """
-        device = recording.pool.device
-        before, now = self._outside.get(device), _outside(device)
-        self._outside[device] = now
-        return {"bytes": recording.grown + max(now - (now if before is None else before), 0)}
+        now, device = time.monotonic(), recording.pool.device
+        if now - self._asked.get(device, 0.0) < _ASK_EVERY:
+            return {"bytes": recording.grown}
+        self._asked[device] = now
+        outside = _outside(device)
+        grown = max(outside - self._outside.get(device, outside), 0)
+        self._outside[device] = outside
+        return {"bytes": recording.grown + grown}
 
     @property
     def _unfinished(self) -> _Unfinished | None:

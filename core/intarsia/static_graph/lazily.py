@@ -11,13 +11,13 @@ from attrs import define, field
 from intarsia.errors import RecordError
 from intarsia.runtime.bound import BoundBox, Forward
 from intarsia.static_graph.budget import OutOfBudget
-from intarsia.static_graph.stage import StaticGraphs, gc_paused
+from intarsia.static_graph.stage import StaticGraphs
 from intarsia.static_graph.step import Mode, current_step
 
 
 @define(eq=False)
 class LazyRecording:
-    """Records calls as they come: a size runs once as it is, and is recorded at its next call.
+    """Records calls as they come: a size is recorded at its first call, in each mode at one call.
 
     Sizes that config lists are recorded, and graphs that have no symbols: any size would be one recording
     for each length of a prompt.
@@ -40,8 +40,7 @@ class LazyRecording:
             return None
         left = self.seen.get((at, wanted.key))
         if left is None:
-            self.seen[at, wanted.key] = list(self.graphs.settings.modes)
-            return box.forward  # what compiles or tunes itself at its first run does so now
+            left = self.seen[at, wanted.key] = list(self.graphs.settings.modes)
         if not left:
             return None
 
@@ -67,17 +66,12 @@ class LazyRecording:
         if not left or not self._ready():
             return box.forward(*arguments)
         mode = left.pop(0)
+        assert graphs.pool is not None
         try:
-            with gc_paused():
+            with graphs.pool.recording():
                 recorded = graphs.record_call(box, arguments, sizes, key, mode)
         except OutOfBudget as error:
             self._stop(str(error))
-            return box.forward(*arguments)
-        except Exception as error:
-            if graphs.settings.strict or mode != "full":
-                raise
-            # Nothing has run: a whole forward is recorded before it runs.
-            graphs.plans.events.warn(f"{graphs.name} could not be recorded: {error}")
             return box.forward(*arguments)
         if recorded.plan is None:
             self._stop(recorded.over_budget)

@@ -17,6 +17,7 @@ from intarsia.static_graph.pool import Pool
 from intarsia.static_graph.recording import (
     CallInputs,
     Links,
+    NotRecorded,
     Policy,
     RecordedCall,
     Recorder,
@@ -128,7 +129,7 @@ class Recorded:
 
 @frozen
 class PlanRecorder:
-    """Records calls of one bound plan.
+    """Records calls of one bound plan, inside `Pool.recording`.
 
     Attributes:
         owned: whether the caller gets results of its own.
@@ -149,27 +150,36 @@ class PlanRecorder:
         A piece that cannot be recorded stays as it is.
 
         Raises:
-            Whatever a piece raises that fails without recording too, and in strict mode what recording it
-            raised. Nothing is left of the recordings then.
+            Whatever a piece raises when it runs, and in strict mode what recording it raised. Nothing is left
+            of the recordings then.
         """
-        with self.pool.lock, self.pool.stream:
-            return _Pass(self, known).run(arguments)
+        return _Pass(self, known).run(arguments)
 
     def full(self, arguments: Sequence[Any], known: Arguments) -> Recorded:
         """Record the work of a call as one.
 
         Raises:
-            Whatever recording raises. Nothing is left of the recording then, and nothing has run.
+            OutOfBudget: there is no room for it, and nothing has run.
+            Whatever the work itself raises, and in strict mode what recording it raised.
         """
         forwards = Forwards.of(self.box)
+        names = forwards.stitching.results
         work = forwards.work({i: unboxed(f) for i, f in self.box.bound.items()})
         recorder = Recorder(self.pool, self.on_differs)
+        # The forward has a parameter more for each real size of a padded call.
+        given = [*arguments, *[None] * (len(forwards.stitching.parameters) - len(arguments))]
         name = f"{self.box.name}.forward"
-        with self.pool.lock, self.pool.stream:
-            self.budget.before()
-            call, values = recorder.record(name, work, arguments, known.of_whole(arguments), work)
-            cloned, kept, own = self.results(forwards.stitching.results, values, recorder.links)
-            result = forwards.rest(own)(*arguments)
+        self.budget.before()
+        try:
+            call, values = recorder.record(name, work, given, known.of_whole(given), work)
+        except NotRecorded as error:
+            if self.strict:
+                raise
+            reason = f"{type(error.__cause__).__name__}: {error.__cause__}"
+            result = forwards.rest(error.results)(*given)
+            return Recorded(RecordedPlan("full", work, [], self.box.weights, [reason]), result)
+        cloned, kept, own = self.results(names, values, recorder.links)
+        result = forwards.rest(own)(*given)
         try:
             self.budget.take(call.cost)
         except OutOfBudget as error:
@@ -257,11 +267,11 @@ class _Pass:
             except OutOfBudget as error:
                 self.over = error
                 return general(*inputs)
-            except Exception as error:
+            except NotRecorded as error:
                 if self.recorder.strict:
                     raise
-                self.reasons.append(f"{name}: {type(error).__name__}: {error}")
-                return general(*inputs)
+                self.reasons.append(f"{name}: {type(error.__cause__).__name__}: {error.__cause__}")
+                return error.results
             self.calls[piece.index] = call
             try:
                 budget.take(call.cost)

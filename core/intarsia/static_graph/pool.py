@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,32 +48,46 @@ class Pool:
         handle: the backend's own.
         stream: what is recorded on.
         inputs: the memory of copied inputs.
-        used: what the recordings took of each resource.
     """
 
     backend: StaticGraphBackend
     device: int | None
     ops: DeviceOps
-    lock: Any = field(factory=threading.Lock)
+    lock: Any = field(factory=threading.RLock)
     handle: Any = field(init=False)
     stream: Stream = field(init=False)
     inputs: Inputs = field(factory=Inputs)
-    used: dict[str, int] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self.handle = self.backend.new_pool(self.device)
         self.stream = self.ops.stream()
 
-    def take(self, cost: dict[str, int]) -> None:
-        """Add what a recording takes."""
-        for resource, amount in cost.items():
-            self.used[resource] = self.used.get(resource, 0) + amount
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Run the block on the stream that is recorded on, with nothing else over this pool.
 
-    def give(self, cost: dict[str, int]) -> None:
-        """Subtract what a recording took."""
-        self.take({resource: -amount for resource, amount in cost.items()})
+        What compiled pieces make at their first run on a stream (workspaces) must be made on that one
+        before it is recorded. The collector is off: a finaliser in a recording may touch the device.
+        """
+        with self.lock, _gc_paused():
+            self.ops.synchronize()
+            with self.stream:
+                yield
+            self.ops.synchronize()
 
     def release(self) -> None:
         """Give the memory back; the recordings were released before."""
         self.backend.release_pool(self.handle)
         self.inputs = Inputs()
+        self.ops.empty_cache()
+
+
+@contextlib.contextmanager
+def _gc_paused() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

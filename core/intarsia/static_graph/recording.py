@@ -44,6 +44,18 @@ class CallInputs:
         return self.policies.get(position, "copy")
 
 
+class NotRecorded(Exception):
+    """A call ran and was not recorded; the cause says why.
+
+    Attributes:
+        results: what the call returned.
+    """
+
+    def __init__(self, results: tuple[Any, ...]) -> None:
+        super().__init__("a call was not recorded")
+        self.results = results
+
+
 @define(eq=False)
 class Links:
     """The outputs of the recordings of one forward, while it is recorded.
@@ -149,19 +161,35 @@ class Recorder:
     def record(
         self, name: str, function: Forward, inputs: Sequence[Any], known: CallInputs, general: Forward,
     ) -> tuple[RecordedCall, Any]:  # fmt: skip
-        """Record a call and run it once; returns it, and its outputs as they are after that run.
+        """Run a call, and record it; returns the recording, and the outputs in its memory.
 
-        The outputs own their memory in the pool: when the forward lets go of them, later recordings may
-        use it.
+        It runs first and once: what compiles or tunes itself at a first run could not do so in a recording,
+        and a recording does not run what it records. The outputs own their memory in the pool: when the
+        forward lets go of them, later recordings may use it.
 
         Raises:
-            RecordError: an output has no plain memory.
-            Whatever the call or the backend raises. Nothing is left of the recording then.
+            NotRecorded: it ran, and could not be recorded. Nothing is left of the recording.
+            Whatever the call itself raises.
         """
         checks, given = self._inputs(inputs, known)
-        pool = self.pool
-        pool.backend.begin(pool.handle, pool.stream)
+        results = tuple(function(*given))
         try:
+            call, outputs = self._recorded(name, function, given, checks, general)
+        except Exception as error:
+            raise NotRecorded(results) from error
+        with torch.no_grad():
+            for output, result in zip(outputs, results, strict=True):
+                if isinstance(output, torch.Tensor) and self.links.view(output) is not None:
+                    output.copy_(result)
+        return call, outputs
+
+    def _recorded(
+        self, name: str, function: Forward, given: Sequence[Any], checks: Sequence[_Input],
+        general: Forward,
+    ) -> tuple[RecordedCall, tuple[Any, ...]]:  # fmt: skip
+        pool = self.pool
+        try:
+            pool.backend.begin(pool.handle, pool.stream)
             outputs = tuple(self._run(function, given))
             recording = pool.backend.end()
         except BaseException:
@@ -169,11 +197,10 @@ class Recorder:
             raise
         try:
             shapes = self._outputs(name, outputs, given, checks)
-            recording.replay()  # a recording does not run what it records
+            cost = dict(pool.backend.measure(recording))
         except BaseException:
             recording.release()
             raise
-        cost = dict(pool.backend.measure(recording))
         replay = _replay_function(name, recording, checks, shapes, general, self.on_differs)
         kept = [c.value for c in checks if c.kind == "copied"]
         return RecordedCall(name, recording, cost, replay, kept), outputs

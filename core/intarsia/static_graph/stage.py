@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +151,8 @@ class StaticGraphs:
             tasks = [(s, k, m) for s in planned for k in keys for m in self.settings.modes]
             rows: list[Row] = []
             kept, dropped = self._prune(tasks)
-            with gc_paused():
+            assert self.pool is not None
+            with self.pool.recording():
                 for sizes_of, key, mode in kept:
                     row = self._row(call, make_inputs, sizes_of, key, mode)
                     rows.append(row)
@@ -161,6 +160,8 @@ class StaticGraphs:
                     if progress is not None:
                         progress(len(rows), len(tasks), row)
         rows += dropped
+        if any(row.status != "recorded" for row in rows):
+            self.device_ops.empty_cache()  # a failed recording leaves memory that nobody uses
         assert self.budget is not None
         table = RecordTable(tuple(rows), dict(self.budget.limits), dict(self.budget.used))
         self._tell(table)
@@ -420,6 +421,7 @@ class StaticGraphs:
                     gone += 1
                     self.forget(self.plans.dispatcher.values_of(at), key, mode)
         if gone:
+            self.device_ops.empty_cache()
             self.plans.events.count("recordings released")
             self.plans.events.warn(
                 f"{gone} recorded sizes were released, since a weight was replaced by another tensor; calls "
@@ -486,16 +488,3 @@ def _is_static(box: BoundBox, position: int) -> bool:
     inputs = box.plan.inputs
     entry = inputs[position] if position < len(inputs) else None
     return entry is not None and entry.kind == "argument" and entry.is_parameter
-
-
-@contextlib.contextmanager
-def gc_paused() -> Iterator[None]:
-    """Keep the garbage collector off: a finaliser that runs inside a recording may touch the device."""
-    was_on = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
