@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from intarsia.api import Compiled, compile, load
     from intarsia.interfaces import API_VERSION
     from intarsia.jit import reports
+    from intarsia.static_graph.plain import record
     from intarsia.static_graph.step import current_step, step
 
 __version__ = "0.1.0"
@@ -51,6 +52,7 @@ __all__ = [
     "compile",
     "current_step",
     "load",
+    "record",
     "reports",
     "step",
 ]
@@ -61,6 +63,7 @@ _LAZY = {
     "compile": "intarsia.api",
     "current_step": "intarsia.static_graph.step",
     "load": "intarsia.api",
+    "record": "intarsia.static_graph.plain",
     "reports": "intarsia.jit",
     "step": "intarsia.static_graph.step",
 }

@@ -801,6 +801,35 @@ def empty_memory_filled(value: int) -> Iterator[None]:
         yield
 
 
+def operations_seen(
+    see: Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any],
+) -> contextlib.AbstractContextManager[Any]:
+    """Return a block in which `see(op, args, kwargs)` runs this thread's operators."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            return see(func, args, kwargs or {})
+
+    return Seen()
+
+
+def flattened(value: Any) -> tuple[list[Any], Any]:
+    """Return the leaves of lists, tuples, dicts and what else torch's pytree knows, and their form."""
+    from torch.utils._pytree import tree_flatten
+
+    return tree_flatten(value)
+
+
+def unflattened(leaves: Sequence[Any], form: Any) -> Any:
+    """Return what `flattened` took apart, with other leaves."""
+    from torch.utils._pytree import tree_unflatten
+
+    return tree_unflatten(leaves, form)
+
+
 def is_higher_order(target: Any) -> bool:
     """Say whether a target is a higher-order operator, which takes graphs as arguments."""
     return isinstance(target, torch._ops.HigherOrderOperator)
@@ -1312,6 +1341,8 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch._inductor.config:_config",
         "torch.utils._config_module:_UNSET_SENTINEL",
         "torch.utils._python_dispatch:TorchDispatchMode",
+        "torch.utils._pytree:tree_flatten",
+        "torch.utils._pytree:tree_unflatten",
         "torch._inductor.config:aot_inductor.output_path",
         "torch._inductor.cpp_builder:get_cpp_compiler",
         "torch._inductor.compile_fx:compile_fx_aot",

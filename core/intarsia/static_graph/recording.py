@@ -235,7 +235,7 @@ class Recorder:
             return _Input("linked", view, _Place.of(view), policy)
         if policy == "copy" and start_of(value) in known.anchored:
             policy = "general"
-        if policy == "copy" and _is_plain(value) and not _repeats(value):
+        if policy == "copy" and is_plain(value) and not repeats(value):
             static = self.pool.inputs.like(slot, value)
             return _Input("copied", static, _Place.of(static), policy)
         return _Input("fixed", None, _Place.of(value), "general" if policy == "copy" else policy)
@@ -247,14 +247,14 @@ class Recorder:
     ) -> list[_Output]:
         owners = {
             start_of(value): position for position, value in enumerate(given)
-            if isinstance(value, torch.Tensor) and _is_plain(value) and value.numel()
+            if isinstance(value, torch.Tensor) and is_plain(value) and value.numel()
         }  # fmt: skip
         found: list[_Output] = []
         for number, value in enumerate(outputs):
             if not isinstance(value, torch.Tensor):
                 found.append(_Output(value))
                 continue
-            if not _is_plain(value):
+            if not is_plain(value):
                 raise RecordError(f"{name} cannot be recorded",
                                   why=f"its output {number} is not a plain strided tensor")  # fmt: skip
             position = owners.get(start_of(value)) if value.numel() else None
@@ -269,10 +269,10 @@ class Recorder:
 
 def start_of(tensor: torch.Tensor) -> int:
     """Return the address of a tensor's storage; 0 where it has none of the plain kind."""
-    return tensor.untyped_storage().data_ptr() if _is_plain(tensor) else 0
+    return tensor.untyped_storage().data_ptr() if is_plain(tensor) else 0
 
 
-def _is_plain(tensor: torch.Tensor) -> bool:
+def is_plain(tensor: torch.Tensor) -> bool:
     """Say whether a tensor is nothing but strided memory."""
     return (
         type(tensor) in (torch.Tensor, torch.nn.Parameter)
@@ -282,7 +282,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     )
 
 
-def _repeats(tensor: torch.Tensor) -> bool:
+def repeats(tensor: torch.Tensor) -> bool:
     """Say whether several elements may be at one place, so that nothing can be copied there."""
     end = 1
     for size, step in sorted(zip(tensor.shape, tensor.stride(), strict=True), key=lambda d: d[1]):
