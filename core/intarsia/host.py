@@ -27,6 +27,7 @@ from intarsia.interfaces import (
     StaticGraphSpec,
     StoreSpec,
 )
+from intarsia.partition_at import partition_ops
 from intarsia.plugin_loading import (
     CHECK,
     COMPILER,
@@ -291,7 +292,13 @@ class Host:
         for name, value in listed.items():
             self._check_option(record.name, name, value, known)
         defaults = {name: option.default for name, option in known.items() if name != "*"}
-        return {**defaults, **listed, **free}
+        return {**defaults, **listed, **free, **self._partition_at(record)}
+
+    def _partition_at(self, record: CompilerSpec | PassSpec | StaticGraphSpec) -> dict[str, Any]:
+        config = self.config.config
+        if config.split_by != record.name or not isinstance(record, CompilerSpec):
+            return {}
+        return {"partition_at": partition_ops(config)}
 
     def _check_option(self, owner: str, name: str, value: Any, known: Mapping[str, Option]) -> None:
         place = f'options of "{owner}" ({self.config.origin(f"options.{owner}.{name}")})'

@@ -335,6 +335,22 @@ class Capabilities:
     as `CompileRequest.weights`, in this process only; equal pieces with other weights are compiled each on
     its own, nothing of it is cached, and a weight that is replaced later is a ContractError. A write into a
     baked weight's memory is not noticed."""
+    partitions: tuple[str, ...] = ()
+    """Device types on which it can cut its own schedule at operations, after its fusions: with
+    `split-by = NAME` it gets the whole graph, and the operations in its option `partition_at`. What it
+    returns is then a `PartitionedCall`."""
+
+
+class PartitionedCall(Protocol):
+    """What a compiler returns that has cut its own schedule; it takes one list of inputs (`boxed_call`)."""
+
+    partitions: Sequence[Callable[[list[Any]], Sequence[Any]]]
+    """What runs between the operations that it was cut at, in order."""
+
+    def with_partitions(
+        self, partitions: Sequence[Callable[[list[Any]], Sequence[Any]]]
+    ) -> Callable[[list[Any]], Sequence[Any]]:
+        """Return the same call with others in the place of the partitions; this one stays as it is."""
 
 
 @frozen

@@ -107,6 +107,8 @@ class Pipeline:
             return resolve_reference(spec.rule, owner=f'split rule "{word}"')
 
         config = self.config
+        if config.split_by != "fx":  # that compiler cuts its own schedule
+            return []
         wanted = config.split_at or tuple(self.platform.rules)
         found = [
             (v if isinstance(v, str) else getattr(v, "__qualname__", repr(v)), v) for v in wanted

@@ -13,6 +13,7 @@ from intarsia.config import Config, ResolvedConfig
 from intarsia.errors import ConfigError
 from intarsia.host import Host
 from intarsia.interfaces import ConfigChange, PlatformSpec
+from intarsia.partition_at import check_split_by
 from intarsia.references import resolve_reference
 
 
@@ -44,6 +45,7 @@ def effective_settings(
     traits = resolve_reference(platform.traits, owner=f'platform "{platform.name}"')
     resolved, changes = host.adjust_config(traits(index) if traits is not None else {}, resolved)
     refuse_unserved(resolved)
+    check_split_by(resolved.config, host, kind or platform.device_type)
     built = components(resolved.config, platform, host, index)
     return Place(platform, kind or platform.device_type, index, resolved, changes, built)
 

@@ -1074,6 +1074,24 @@ def compiled_kernel(argument_types: Sequence[str], source: str) -> Callable[...,
     return made
 
 
+@contextlib.contextmanager
+def cut_for_others() -> Iterator[None]:
+    """Let Inductor cut graphs that are compiled or loaded inside, without recording them itself.
+
+    It does so only where somebody wraps the parts. The wrapper is one for the whole process, so the caller
+    holds the lock under which Inductor works.
+    """
+    from torch._inductor import utils
+
+    holder = utils._unstable_customized_partition_wrapper
+    before = holder.wrapper
+    holder.wrapper = lambda part, _: part
+    try:
+        yield
+    finally:
+        holder.wrapper = before
+
+
 def inductor_settings(patches: Mapping[str, Any]) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which settings of Inductor are changed."""
     import torch._inductor.config
@@ -1337,6 +1355,8 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch._inductor.compile_fx:compile_fx_inner",
         "torch._functorch.config:enable_autograd_cache",
         "torch._inductor.config:get_config_copy",
+        "torch._inductor.config:custom_should_partition_ops",
+        "torch._inductor.utils:_unstable_customized_partition_wrapper.wrapper",
         "torch._inductor.config:cpp.vec_isa_ok",
         "torch._inductor.config:_config",
         "torch.utils._config_module:_UNSET_SENTINEL",

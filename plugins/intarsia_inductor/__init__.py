@@ -32,7 +32,9 @@ def intarsia_compilers() -> list[CompilerSpec]:
                 ),
             },
             supports=supports,
-            capabilities=Capabilities(dynamic_shapes=True, mutation=True, custom_ops=True),
+            capabilities=Capabilities(
+                dynamic_shapes=True, mutation=True, custom_ops=True, partitions=("cuda", "xpu")
+            ),
             environment=ENVIRONMENT,
             tiers=("quick", "package"),
         )

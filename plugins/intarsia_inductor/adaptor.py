@@ -11,6 +11,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from intarsia.interfaces import (
     Tier,
 )
 from intarsia_inductor import ENVIRONMENT
-from intarsia_inductor.calls import boxed
+from intarsia_inductor.calls import boxed, partitioned
 from intarsia_inductor.identity import NoIdentity, identity
 from intarsia_inductor.package_file import is_package, load_package, packages_load_here
 from intarsia_inductor.quick import load_quick, make_quick
@@ -42,7 +43,14 @@ class InductorCompiler:
 
     def __init__(self, options: Mapping[str, Any], device: int | None) -> None:
         self.direct = bool(options.get("direct", True))
-        self.patches = {k: v for k, v in options.items() if k not in ("direct", "*")}
+        self.patches = {
+            k: v for k, v in options.items() if k not in ("direct", "*", "partition_at")
+        }
+        self.partition_at = tuple(options.get("partition_at", ()))
+        if self.partition_at:  # settings of Inductor's, so the factors have them
+            self.patches |= {
+                "graph_partition": True, "custom_should_partition_ops": list(self.partition_at)
+            }  # fmt: skip
         self.device = device
         self._told = False
 
@@ -64,20 +72,25 @@ class InductorCompiler:
         module: fx.GraphModule = request.lower("torch")
         settings = self._settings(request)
         direct = self.direct and shares_nothing(request.signature)
-        made = torch_compat.inductor_compile(
-            module, list(request.fake_inputs), request.fake_mode, settings,
-            serializable=request.wants_artifact, direct=direct,
-        )  # fmt: skip
+        if self.partition_at and not direct:
+            raise CompileRejected(
+                "inputs or outputs share memory, so its partitions cannot be reached"
+            )
+        with self._cutting():
+            made = torch_compat.inductor_compile(
+                module, list(request.fake_inputs), request.fake_mode, settings,
+                serializable=request.wants_artifact, direct=direct,
+            )  # fmt: skip
         artifact = None
         if made.saved is not None:
             outputs = len(request.signature.outputs)
             artifact = make_quick(made.saved, settings, direct=direct, outputs=outputs)
         if made.boxed is not None:
-            return CompileResult(boxed(made.boxed), artifact, request.needs, "direct call")
+            return CompileResult(self._boxed(made.boxed), artifact, request.needs, "direct call")
         if (
             artifact is not None
         ):  # out of Inductor's own cache, which does not give the direct call away
-            function = load_quick(artifact, contextlib.nullcontext())
+            function = self._load(artifact, contextlib.nullcontext())
             kind = "direct" if getattr(function, "boxed_call", False) else "artifact"
             return CompileResult(function, artifact, request.needs, f"{kind} call")
         return CompileResult(made.callable, artifact, request.needs, "artifact call")
@@ -105,7 +118,22 @@ class InductorCompiler:
         """
         if is_package(artifact):
             return load_package(artifact, _device_of(signature, device))
-        return load_quick(artifact, _process_lock)
+        return self._load(artifact, _process_lock)
+
+    def _load(self, artifact: bytes, lock: AbstractContextManager[Any]) -> Callable[..., Any]:
+        with self._cutting():
+            function = load_quick(artifact, lock)
+        if not self.partition_at:
+            return function
+        if not getattr(function, "boxed_call", False):
+            raise CompileRejected("its partitions cannot be reached")
+        return partitioned(function.func)  # type: ignore[attr-defined]
+
+    def _boxed(self, call: Any) -> Callable[..., Any]:
+        return partitioned(call) if self.partition_at else boxed(call)
+
+    def _cutting(self) -> AbstractContextManager[None]:
+        return torch_compat.cut_for_others() if self.partition_at else contextlib.nullcontext()
 
     def loads(self, tier: Tier) -> Decision:
         """Say whether artifacts of a tier can be loaded in this process."""

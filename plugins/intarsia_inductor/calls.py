@@ -100,6 +100,54 @@ def boxed(function: Callable[[list[Any]], Sequence[Any]]) -> Callable[..., Seque
     return made
 
 
+def partitioned(function: Callable[[list[Any]], Sequence[Any]]) -> Callable[..., Sequence[Any]]:
+    """Return a `PartitionedCall` for generated code that Inductor has cut.
+
+    The code is a method of an object that holds the partitions; another one of its class runs the same code
+    with others in their place.
+
+    Raises:
+        CompileRejected: Inductor has not cut it.
+    """
+    runner: Any = getattr(function, "__self__", None)
+    if not getattr(runner, "partitions", None):
+        raise CompileRejected(
+            "Inductor has not cut the graph: it has none of the operators on a GPU"
+        )
+    made: Any = boxed(aligned(function))
+    made.partitions = tuple(runner.partitions)
+    made.with_partitions = lambda parts: type(runner)(list(parts)).call
+    return made
+
+
+_ALIGNMENT = 16
+
+
+def aligned(function: Callable[[list[Any]], Sequence[Any]]) -> Callable[[list[Any]], Sequence[Any]]:
+    """Return a call that copies inputs that are not aligned, as Inductor's kernels expect them to be.
+
+    Inductor does this itself, except for code that it cuts for somebody else.
+    """
+
+    def call(inputs: list[Any]) -> Sequence[Any]:
+        moved = [
+            (i, v) for i, v in enumerate(inputs)
+            if isinstance(v, torch.Tensor) and v.data_ptr() % _ALIGNMENT
+        ]  # fmt: skip
+        if not moved:
+            return function(inputs)
+        copies = {i: v.clone() for i, v in moved}
+        before = {i: copy._version for i, copy in copies.items()}
+        inputs[:] = [copies.get(i, v) for i, v in enumerate(inputs)]
+        made = function(inputs)
+        for i, original in moved:
+            if copies[i]._version != before[i] or not torch.equal(copies[i], original):
+                original.copy_(copies[i])
+        return made
+
+    return call
+
+
 def refuse(reason: str) -> CompileRejected:
     """Return the refusal of a package, which leaves the piece with its quick artifact."""
     return CompileRejected(f"stays quick: {reason}")

@@ -14,6 +14,7 @@ A way that fails is a row with its error. On the CPU there are no graphs: those 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import itertools
 import statistics
@@ -163,20 +164,26 @@ WITH_GRAPHS: Mapping[str, Callable[[Bench, int], Step]] = {
     "hand-made graph": hand_made,
     "intarsia piecewise": lambda bench, rows: by_intarsia(bench, rows, "piecewise"),
     "intarsia full": lambda bench, rows: by_intarsia(bench, rows, "full"),
-    "intarsia full, cut by Inductor": lambda bench, rows: by_intarsia(
-        bench, rows, "full", split_by="inductor"
+    "intarsia piecewise, cut by Inductor": lambda bench, rows: by_intarsia(
+        bench, rows, "piecewise", split_by="inductor", artifact="quick"
     ),
 }
 
 
-def attention_alone(bench: Bench, rows: int) -> Step:
-    """Issue the model's attention calls on prepared tensors and nothing else."""
+def attention_alone(bench: Bench, rows: int, one_by_one: bool = False) -> Any:
+    """Issue the model's attention calls on prepared tensors and nothing else; or return them as a list."""
     shape = bench.shape
     options: dict[str, Any] = {"dtype": shape.dtype, "device": bench.device}
     q, out = (torch.randn(rows, shape.heads, shape.head, **options) for _ in range(2))
     k, v = (torch.randn(rows, shape.kv_heads, shape.head, **options) for _ in range(2))
     position = bench.inputs(rows)[1]
     layers = [layer.attention for layer in bench.model.layers]
+    if one_by_one:
+        attend = torch.ops.bench.attention
+        return [
+            functools.partial(attend, q, k, v, one.cache_k, one.cache_v, position, out)
+            for one in layers
+        ]
 
     def step() -> None:
         for layer in layers:
@@ -204,6 +211,24 @@ def bare_replays(bench: Bench, nodes: int = 8) -> Step:
     return step
 
 
+def by_hand_piecewise(bench: Bench, rows: int) -> Step:
+    """Replay intarsia's own recordings with the attention calls between, and nothing around them."""
+    compiled = compile_by_intarsia(bench, "piecewise")
+    record(bench, compiled, [rows])
+    (plan,) = compiled._engine.static_graphs.recorded[rows].plans.values()
+    replays = [call.recording.replay for call in plan.calls]
+    attention = attention_alone(bench, rows, one_by_one=True)
+
+    def step() -> None:
+        for replay, attend in zip(replays, attention, strict=False):
+            replay()
+            attend()
+        replays[-1]()
+
+    step.owner = compiled  # type: ignore[attr-defined]
+    return step
+
+
 # ----------------------------------------------------------------------------------------- measuring
 
 
@@ -225,6 +250,10 @@ def steps(bench: Bench, rows: int) -> dict[str, dict[str, Any]]:
     found["attention alone"] = {"host_us": host_time(bench, attention_alone(bench, rows))}
     if bench.has_graphs:
         found["bare replays"] = {"host_us": host_time(bench, bare_replays(bench))}
+        by_hand = by_hand_piecewise(bench, rows)
+        found["its replays and attention alone"] = {
+            "host_us": host_time(bench, by_hand), **step_times(bench, {"": by_hand}, "step_ms")
+        }  # fmt: skip
         found["goals"] = goals(bench, found)
     return found
 
@@ -263,7 +292,9 @@ def host_time(bench: Bench, step: Step) -> float:
     return statistics.median(times)
 
 
-def step_times(bench: Bench, ready: Mapping[str, Step]) -> dict[str, float]:
+def step_times(
+    bench: Bench, ready: Mapping[str, Step], named: str | None = None
+) -> dict[str, float]:
     """Return the median milliseconds of a step by device events, the ways in turns."""
     times: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(bench.rounds):
@@ -277,7 +308,7 @@ def step_times(bench: Bench, ready: Mapping[str, Step]) -> dict[str, float]:
             bench.ops.synchronize()
             pairs = itertools.pairwise(marks)
             times[name].extend(one.elapsed_time(other) for one, other in pairs)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {named or name: statistics.median(values) for name, values in times.items()}
 
 
 def goals(bench: Bench, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -294,7 +325,8 @@ def goals(bench: Bench, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
             by_hand, floor_us / 1e3
         )
         pieces = bench.shape.layers + 1
-        ratios["framework us per piece (<= 1.5)"] = (piecewise["host_us"] - floor_us) / pieces
+        alone = found["its replays and attention alone"]["host_us"]
+        ratios["framework us per piece (<= 1.5)"] = (piecewise["host_us"] - alone) / pieces
     return ratios
 
 

@@ -32,8 +32,9 @@ from intarsia.split.encode import CannotEncode, encode_argument
 
 _APART = frozenset({
     "artifact", "cache", "cache_key_file", "cache_wait", "compile_timeout", "compilers", "dump",
-    "executor", "max_tasks_warning", "name", "options", "passes", "platform", "plugins", "split_at",
-    "split_rule", "workers",
+    "executor", "max_tasks_warning", "name", "op_safety", "options", "outputs", "passes", "platform",
+    "plugins", "split_at", "split_rule", "static_graph", "static_graph_backend", "static_graph_budget",
+    "static_inputs", "unknown_ops", "workers",
 })  # fmt: skip
 """Settings that do not change a plan, or whose effect other factors tell."""
 

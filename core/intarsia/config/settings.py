@@ -281,6 +281,14 @@ class Config(_Settings):
         "also functions `(node) -> bool` and rule objects.",
         '["torch.nn.functional.scaled_dot_product_attention", "acme::attention"]',
     )
+    split_by: str = setting(
+        kinds.NAME,
+        "fx",
+        "Who cuts at split-at: fx cuts the graph into pieces. A compiler that can partition its own "
+        "schedule, as inductor can on GPUs, gets the whole graph and cuts after its fusions; then split-at "
+        "may name operators alone.",
+        '"inductor"',
+    )
     split_by_support: tuple[str, ...] = setting(
         kinds.NAMES,
         (),

@@ -212,7 +212,7 @@ class _Pass:
 
     recorder: PlanRecorder
     known: Arguments
-    calls: dict[int, RecordedCall] = field(factory=dict)
+    calls: dict[tuple[int, int], RecordedCall] = field(factory=dict)
     reasons: list[str] = field(factory=list)
     over: OutOfBudget | None = None
     cloned: list[str] = field(factory=list)
@@ -231,7 +231,9 @@ class _Pass:
             return own
 
         recording = {
-            p.index: self._recording(p, general[p.index], inner, chosen, anchored)
+            p.index: self._partitioned(p, inner, chosen, anchored)
+            if hasattr(box.bound[p.index], "partitions")
+            else self._recording(p, general[p.index], inner, chosen, anchored)
             for p in box.plan.pieces
         }
         try:
@@ -242,44 +244,112 @@ class _Pass:
         calls = list(self.calls.values())
         if self.over is not None:
             return recorder.dropped(calls, result, self.over)
-        replays = {i: c.replay for i, c in self.calls.items()}
-        forward = forwards.piecewise({**general, **replays}, self.cloned, recorder.pool.lock)
+        forward = forwards.piecewise(
+            {**general, **self._replays()}, self.cloned, recorder.pool.lock
+        )
         return Recorded(
             RecordedPlan("piecewise", forward, calls, box.weights, self.reasons, self.kept), result
+        )
+
+    def _replays(self) -> dict[int, Forward]:
+        """Return what runs the pieces of which something was recorded."""
+        bound = self.recorder.box.bound
+        found = {index: call.replay for (index, part), call in self.calls.items() if part < 0}
+        for index in {index for index, part in self.calls if part >= 0}:
+            parts = [
+                _listing(self.calls[index, n].replay) if (index, n) in self.calls else part
+                for n, part in enumerate(bound[index].partitions)  # type: ignore[attr-defined]
+            ]
+            call = bound[index].with_partitions(parts)  # type: ignore[attr-defined]
+            found[index] = _spreading(call)
+        return found
+
+    def _partitioned(
+        self, piece: PlannedPiece, inner: Recorder, chosen: Mapping[int, Policy],
+        anchored: frozenset[int],
+    ) -> Forward:  # fmt: skip
+        """Return what runs a piece that its compiler has cut, and records what runs between the cuts."""
+        call: Any = self.recorder.box.bound[piece.index]
+        weights = {id(w) for w in self.recorder.box.weights if isinstance(w, torch.Tensor)}
+
+        def recording(part: Any, number: int) -> Any:
+            general = _spreading(part)
+            name = f"{self.recorder.box.name}.piece_{piece.index}.{number}"
+
+            def record(inputs: list[Any]) -> Any:
+                values = tuple(inputs)
+                inputs.clear()  # as a partition does: the caller lets go of them
+                mine = frozenset(i for i, v in enumerate(values) if id(v) in weights)
+                # What a partition makes, a later one may write to: then it cannot be copied.
+                linked = {i: "general" for i, v in enumerate(values)
+                          if isinstance(v, torch.Tensor) and inner.links.view(v) is not None}  # fmt: skip
+                policies: dict[int, Any] = {
+                    **linked, **{i: chosen[id(v)] for i, v in enumerate(values) if id(v) in chosen},
+                }  # fmt: skip
+                known = CallInputs(mine, frozenset(), policies, anchored)
+                return self._record((piece.index, number), inner, name, general, values, known)
+
+            return record
+
+        return _spreading(
+            call.with_partitions([recording(part, n) for n, part in enumerate(call.partitions)])
         )
 
     def _recording(
         self, piece: PlannedPiece, general: Forward, inner: Recorder,
         chosen: Mapping[int, Policy], anchored: frozenset[int],
     ) -> Forward:  # fmt: skip
-        box, budget = self.recorder.box, self.recorder.budget
+        box = self.recorder.box
         name = f"{box.name}.piece_{piece.index}"
         pinned = pinned_inputs(piece.signature(box.planned.box))
 
         def record(*inputs: Any) -> Any:
-            if self.over is not None:
-                return general(*inputs)
             policies = {i: chosen[id(v)] for i, v in enumerate(inputs) if id(v) in chosen}
             known = CallInputs(frozenset(piece.weights), pinned, policies, anchored)
-            try:
-                budget.before()
-                call, outputs = inner.record(name, general, inputs, known, general)
-            except OutOfBudget as error:
-                self.over = error
-                return general(*inputs)
-            except NotRecorded as error:
-                if self.recorder.strict:
-                    raise
-                self.reasons.append(f"{name}: {type(error.__cause__).__name__}: {error.__cause__}")
-                return error.results
-            self.calls[piece.index] = call
-            try:
-                budget.take(call.cost)
-            except OutOfBudget as error:
-                self.over = error
-            return outputs
+            return self._record((piece.index, -1), inner, name, general, inputs, known)
 
         return record
+
+    def _record(
+        self, at: tuple[int, int], inner: Recorder, name: str, general: Forward,
+        inputs: Sequence[Any], known: CallInputs,
+    ) -> Any:  # fmt: skip
+        if self.over is not None:
+            return general(*inputs)
+        budget = self.recorder.budget
+        try:
+            budget.before()
+            call, outputs = inner.record(name, general, inputs, known, general)
+        except OutOfBudget as error:
+            self.over = error
+            return general(*inputs)
+        except NotRecorded as error:
+            if self.recorder.strict:
+                raise
+            self.reasons.append(f"{name}: {type(error.__cause__).__name__}: {error.__cause__}")
+            return error.results
+        self.calls[at] = call
+        try:
+            budget.take(call.cost)
+        except OutOfBudget as error:
+            self.over = error
+        return outputs
+
+
+def _spreading(function: Forward) -> Forward:
+    """Return a function of one list as one of positional inputs."""
+    return lambda *inputs: function(list(inputs))
+
+
+def _listing(function: Forward) -> Forward:
+    """Return a function of positional inputs as one of a list, which it empties as partitions do."""
+
+    def called(inputs: list[Any]) -> Any:
+        values = tuple(inputs)
+        inputs.clear()
+        return function(*values)
+
+    return called
 
 
 def pinned_inputs(signature: PieceSignature) -> frozenset[int]:

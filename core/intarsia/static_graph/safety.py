@@ -56,11 +56,11 @@ class SafetyTable:
 
     def verdict(self, op: str) -> Verdict:
         """Return what is known of an operation, given as reports name it: "aten::mm.default", ".item"."""
-        for name in (op, _packet(op)):
+        for name in (op, packet(op)):
             if name in self.chosen:
                 return Verdict(_safety(self.chosen[name]), "config says so")
         for entry in reversed(self.declared):  # the last plugin to speak wins
-            if entry.op in (op, _packet(op)):
+            if entry.op in (op, packet(op)):
                 return Verdict(entry.safety, entry.reason or "its plugin says so")
         return _built_in(op)
 
@@ -82,7 +82,7 @@ class SafetyTable:
             )
         else:
             next_step = (
-                f'If a recording may hold it, say so: op-safety = {{ "{_packet(first)}" = "safe" }}; '
+                f'If a recording may hold it, say so: op-safety = {{ "{packet(first)}" = "safe" }}; '
                 'if not, name it in split-at. unknown-ops = "allow" lets all of them in.'
             )
         raise RecordError(
@@ -118,7 +118,8 @@ def _overload(op: str) -> Any:
     return getattr(found, overload or "default", None)
 
 
-def _packet(op: str) -> str:
+def packet(op: str) -> str:
+    """Return an operator's name without its overload."""
     namespace, _, name = op.rpartition("::")
     return f"{namespace}::{name.partition('.')[0]}" if namespace else op
 

@@ -8,6 +8,7 @@ from typing import Any
 from intarsia.config import Config
 from intarsia.device_ops import device_ops
 from intarsia.host import Host
+from intarsia.partition_at import partition_ops
 from intarsia.place import Place
 from intarsia.report.records import Report
 from intarsia.runtime.swapping import Swappable
@@ -59,4 +60,5 @@ def settings_of(config: Config, host: Host, device_type: str) -> StaticGraphSett
         config.static_graph, config.sizes, config.static_graph_budget, policies,
         config.outputs == "owned", config.strict,
         SafetyTable.of(host.op_safety(), device_type, config),
+        () if config.split_by == "fx" else partition_ops(config),
     )  # fmt: skip

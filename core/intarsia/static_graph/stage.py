@@ -17,7 +17,7 @@ from intarsia.static_graph.budget import Budget, OutOfBudget, estimate
 from intarsia.static_graph.plan import Arguments, PlanRecorder, Recorded, RecordedPlan
 from intarsia.static_graph.pool import Pool
 from intarsia.static_graph.recording import Policy
-from intarsia.static_graph.safety import SafetyTable
+from intarsia.static_graph.safety import SafetyTable, packet
 from intarsia.static_graph.step import Mode, Step, current_step, step
 from intarsia.static_graph.table import RecordTable, Row, Status, amounts, shown_sizes
 
@@ -41,6 +41,7 @@ class StaticGraphSettings:
         owned: whether results of a replay are the caller's own.
         strict: whether what cannot be recorded raises.
         safety: which operations may be recorded.
+        partition_at: the operators at which a compiler cuts its own schedule.
     """
 
     mode: str
@@ -50,6 +51,11 @@ class StaticGraphSettings:
     owned: bool
     strict: bool
     safety: SafetyTable
+    partition_at: tuple[str, ...] = ()
+
+    def cuts_at(self, op: str) -> bool:
+        """Say whether a compiler cuts its own schedule at an operator."""
+        return op in self.partition_at or packet(op) in self.partition_at
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -171,6 +177,8 @@ class StaticGraphs:
         safety = self.settings.safety
         for mode in self.settings.modes:
             for index, ops in self.ops():
+                if mode == "piecewise":  # a compiler that cuts its own schedule cuts at these
+                    ops = [op for op in ops if not self.settings.cuts_at(op)]
                 if mode == "full":
                     safety.check(ops, f"the whole forward of {self.name}")
                 elif index is not None:
