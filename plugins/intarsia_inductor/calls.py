@@ -114,9 +114,11 @@ def partitioned(function: Callable[[list[Any]], Sequence[Any]]) -> Callable[...,
         raise CompileRejected(
             "Inductor has not cut the graph: it has none of the operators on a GPU"
         )
-    made: Any = boxed(aligned(function))
-    made.partitions = tuple(runner.partitions)
-    made.with_partitions = lambda parts: type(runner)(list(parts)).call
+    # Torch takes the partitions off its own object when the graph that it compiled is collected.
+    kind, partitions = type(runner), list(runner.partitions)
+    made: Any = boxed(aligned(kind(partitions).call))
+    made.partitions = tuple(partitions)
+    made.with_partitions = lambda parts: kind(list(parts)).call
     return made
 
 
