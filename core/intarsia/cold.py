@@ -23,6 +23,7 @@ from intarsia.compiling.signature import size_of
 from intarsia.compiling.tasks import Journal, Outcome, PieceCache, Task
 from intarsia.errors import CaptureError, ShapeError
 from intarsia.job import Job
+from intarsia.passes.totals import PassTotal
 from intarsia.pipeline import Pipeline, SplitGraph, written_arguments
 from intarsia.report.dumped import dump_compile
 from intarsia.report.explain import build_report, symbol_lines
@@ -101,18 +102,21 @@ class ColdCompile:
             place.device,
             self.pieces,
             self.journal,
+            place.components.passes,
         )
         outcomes = self.pipeline.compile(parts, scheduler)
-        return self._bind(parts, outcomes, list(splits.values()), scheduler)
+        passes = self.pipeline.pass_totals(parts, outcomes, place.components.passes)
+        return self._bind(parts, outcomes, list(splits.values()), scheduler, passes)
 
     def _capture(self, fixed: Mapping[str, int]) -> Graph:
         ranges = {n: (low, high) for n, (low, high) in self.config.dynamic_ranges.items()}
         with self.events.phase("capture"):
-            return capture(
+            made = capture(
                 self.job.model, self.job.args, self.job.kwargs, dynamic=self.job.dynamic,
                 ranges=ranges, fixed=fixed,
                 trace=regional_trace(self._note) if self.config.regional else None,
             )  # fmt: skip
+        return self.pipeline.rewritten(made, self.job.place.components.passes)
 
     def _note(self, text: str) -> None:
         # In the report; the result is the same, only slower.
@@ -137,7 +141,7 @@ class ColdCompile:
 
     def _bind(
         self, parts: Parts, outcomes: Sequence[Mapping[int, Outcome]], splits: Sequence[SplitGraph],
-        scheduler: Scheduler,
+        scheduler: Scheduler, passes: Sequence[PassTotal],
     ) -> Made:  # fmt: skip
         with self.events.phase("bind"):
             graphs = [s.graph for s in splits]
@@ -156,7 +160,7 @@ class ColdCompile:
                 for (planned, split), made in zip(parts, outcomes, strict=True)
             ]
         with self.events.phase("report"):
-            made = self._made(front, boxes, parts, outcomes, graphs, scheduler)
+            made = self._made(front, boxes, parts, outcomes, graphs, scheduler, passes)
             sources = front.sources(boxes)
             partitions = [s.partition for s in splits]
             dump_compile(self.config.dump, made.report, graphs, partitions, sources)
@@ -190,6 +194,7 @@ class ColdCompile:
     def _made(
         self, front: Front, boxes: Sequence[BoundBox], parts: Parts,
         outcomes: Sequence[Mapping[int, Outcome]], graphs: Sequence[Graph], scheduler: Scheduler,
+        passes: Sequence[PassTotal],
     ) -> Made:  # fmt: skip
         job = self.job
         report = build_report(
@@ -197,7 +202,7 @@ class ColdCompile:
             [(p, s.partition, s.canonicals, s.choices, o)
              for (p, s), o in zip(parts, outcomes, strict=True)],
             scheduler, self.events, job.resolved, job.place.changes, self.pipeline.warnings,
-            job.place.components,
+            job.place.components, passes,
         )  # fmt: skip
         symbols = symbol_lines(graphs)
         engine = assemble(

@@ -1,8 +1,4 @@
-"""Components that config names beside compilers and rules: the pass manager and the static-graph backend.
-
-Also the settings that this version knows and cannot serve yet. They are refused by name, because a
-setting that is accepted and does nothing is a lie.
-"""
+"""Components that config names beside compilers and rules: passes, and the static-graph backend."""
 
 from __future__ import annotations
 
@@ -13,7 +9,8 @@ from attrs import frozen
 from intarsia.config import Config, ResolvedConfig
 from intarsia.errors import ConfigError
 from intarsia.host import Host
-from intarsia.interfaces import PassManager, PlatformSpec, StaticGraphBackend, StaticGraphSpec
+from intarsia.interfaces import PlatformSpec, StaticGraphBackend, StaticGraphSpec
+from intarsia.passes.plan import PassPlan, pass_plan
 from intarsia.references import resolve_reference
 
 
@@ -21,8 +18,7 @@ from intarsia.references import resolve_reference
 class Components:
     """What config or the platform names, built; None where nothing is named."""
 
-    pass_manager: PassManager | None
-    pass_manager_name: str
+    passes: PassPlan
     static_graph: StaticGraphBackend | None
     static_graph_name: str
 
@@ -35,12 +31,8 @@ def components(
     Raises:
         ConfigError, PluginError: a name is unknown, or its plugin cannot be used.
     """
-    manager_name = config.pass_manager or platform.pass_manager
+    plan = pass_plan(host, platform, config)
     backend_name = config.static_graph_backend or platform.static_graph
-    manager: Any = None
-    if manager_name is not None:
-        owner = f'pass manager "{manager_name}"'
-        manager = resolve_reference(host.pass_manager(manager_name).factory, owner=owner)()
     backend: Any = None
     if config.static_graph != "none" and backend_name is None:
         raise ConfigError(
@@ -54,7 +46,7 @@ def components(
         _refuse_device(spec, platform)
         factory = resolve_reference(spec.factory, owner=f'static-graph backend "{backend_name}"')
         backend = factory(host.options(spec), device)
-    return Components(manager, manager_name or "none", backend, backend_name or "none")
+    return Components(plan, backend, backend_name or "none")
 
 
 def _refuse_device(spec: StaticGraphSpec, platform: PlatformSpec) -> None:
@@ -74,14 +66,6 @@ def refuse_unserved(resolved: ResolvedConfig) -> None:
         ConfigError: naming the setting, where it was set, and the value that works.
     """
     _refuse_package_without(resolved)
-    passes = resolved.config.passes
-    for key, value in (
-        ("enable", passes.enable),
-        ("disable", passes.disable),
-        ("limit", passes.limit),
-    ):
-        if value:
-            raise _unserved(resolved, f"passes.{key}", value, "running graph passes")
 
 
 def _refuse_package_without(resolved: ResolvedConfig) -> None:
@@ -97,13 +81,3 @@ def _refuse_package_without(resolved: ResolvedConfig) -> None:
                 next_step=f'Leave {key} out, or set artifact to "quick".',
                 subject="artifact",
             )
-
-
-def _unserved(resolved: ResolvedConfig, key: str, value: Any, what: str) -> ConfigError:
-    name = key.replace("_", "-")
-    return ConfigError(
-        f"{name} = {value!r} ({resolved.origin(key)}) cannot be served",
-        why=f"{what} is not part of this version of intarsia",
-        next_step=f"Leave {name} out.",
-        subject=key,
-    )

@@ -18,6 +18,7 @@ __all__ = [
     "ContractError",
     "IntarsiaError",
     "MetadataError",
+    "PassError",
     "PluginError",
     "RecordError",
     "ShapeError",
@@ -76,6 +77,10 @@ class PluginError(IntarsiaError):
 
 class CaptureError(IntarsiaError):
     """The model could not be captured as a graph."""
+
+
+class PassError(IntarsiaError):
+    """A graph pass failed, or left a graph that is another function; only raised in strict mode."""
 
 
 class RecordError(IntarsiaError):

@@ -149,7 +149,8 @@ class CompileRequest:
             a tuple. A compiler may change it: the core hands out a copy.
         fake_inputs: fake tensors and SymInts (ints where the box fixes them), one per input.
         signature: the piece as plain data.
-        passes: the pass specs that apply to this piece and box, in order.
+        passes: the passes for this piece and box, in order. Those of the stage "piece" have run over
+            `graph`, those of "piece-aten" run in `lower`; Inductor's own stages are Inductor's.
         device: the device index, or None for a device type without indices.
         name: where the piece comes from, for logs: "model.piece_3".
         kind: "compiled" or "splitting".
@@ -173,6 +174,10 @@ class CompileRequest:
     tier: Tier = "quick"
     """Which artifact to make; "package" only for a compiler whose spec has it in `tiers`."""
     weights: Mapping[int, torch.Tensor] | None = field(default=None, eq=False, repr=False)
+    pass_setup: PassSetup | None = field(default=None, eq=False, repr=False)
+    """What runs `passes`; None where there are none."""
+    pass_runs: list[PassRun] = field(factory=list, eq=False, repr=False)
+    """How they went so far."""
     _lowered: dict[str, Any] = field(factory=dict, eq=False, repr=False, alias="_lowered")
 
     @property
@@ -194,10 +199,14 @@ class CompileRequest:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The modules and ops outside torch that `graph` calls, as `CompileResult.needs` wants them."""
+        """The modules and ops outside torch that the piece calls in the forms that there are by now, as
+        `CompileResult.needs` wants them."""
+        from torch import fx
+
         from intarsia.compiling.transport import needs_of  # needs torch
 
-        return tuple(needs_of(self.graph))
+        forms = [self.graph, *(f for f in self._lowered.values() if isinstance(f, fx.GraphModule))]
+        return tuple(dict.fromkeys(need for form in forms for need in needs_of(form)))
 
     def lower(self, form: Form) -> Any:
         """Return the piece in another form: a GraphModule, or an ExportedProgram for "exported".
@@ -247,6 +256,7 @@ class CompileResult:
         needs: modules and ops that a load requires ("module:acme_kernels", "op:acme::attention").
         note: one line for `explain()`, for example which call path was taken.
         tier: which artifact it is.
+        passes: how the passes over the piece went; the core fills it in.
     """
 
     callable: Callable[..., Sequence[Any]]
@@ -254,6 +264,7 @@ class CompileResult:
     needs: tuple[str, ...] = ()
     note: str = ""
     tier: Tier = "quick"
+    passes: tuple[PassRun, ...] = ()
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """Call the piece on its inputs, whichever way the callable takes them."""
@@ -587,11 +598,18 @@ class PassContext:
 
 @frozen
 class PassRun:
-    """How one pass went: its matches (None: it does not count) and seconds."""
+    """How one pass went over one graph.
+
+    Attributes:
+        matches: how often it matched; None: it does not count, or failed.
+        error: why what it did was undone, or "".
+    """
 
     name: str
     matches: int | None
     seconds: float
+    stage: str = ""
+    error: str = ""
 
 
 @frozen
@@ -606,11 +624,34 @@ class PassReport:
 class BoundPass:
     """A pass that is ready to run: `run(graph)` rewrites it, with the core's checks around it.
 
-    It returns how often the pass matched, or None where the pass does not count.
+    Where a check fails it raises in strict mode; else the graph is as it was before, and what it returns
+    says so.
     """
 
     spec: PassSpec
-    run: Callable[[fx.Graph], int | None]
+    run: Callable[[fx.Graph], PassRun]
+
+
+@frozen
+class PassSetup:
+    """What it takes to run passes, besides themselves: it travels with a `CompileRequest`.
+
+    Attributes:
+        options: pass name -> its options, defaults filled in.
+        owners: pass name -> the plugin that brought it, for messages.
+        manager: builds the pass manager; None: the built-in one.
+        strict: whether a pass that fails, or leaves another function, raises.
+        dump: a folder for every pass' graph before and after, or None.
+        deadline: seconds that one pass may take; None in the process that asks, where none is set.
+    """
+
+    options: Mapping[str, Mapping[str, Any]] = Factory(dict)
+    owners: Mapping[str, str] = Factory(dict)
+    manager: Reference[Callable[[], PassManager]] | None = None
+    manager_name: str = "built-in"
+    strict: bool = False
+    dump: str | None = None
+    deadline: float | None = None
 
 
 class PassManager(Protocol):

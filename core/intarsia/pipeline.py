@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from attrs import define, evolve, field
 
+from intarsia import torch_compat
 from intarsia.boxes_text import describe_box
 from intarsia.capture import nodes
 from intarsia.capture.conditions import (
@@ -28,7 +29,9 @@ from intarsia.compiling.tasks import Outcome, Task, bakes
 from intarsia.config import Config, ResolvedConfig
 from intarsia.errors import ShapeError
 from intarsia.host import Host
-from intarsia.interfaces import Box, PlatformSpec
+from intarsia.interfaces import Box, PassRun, PlatformSpec
+from intarsia.passes.plan import PassPlan
+from intarsia.passes.totals import PassTotal, check_matches, totals
 from intarsia.references import resolve_reference
 from intarsia.report.events import EventStream
 from intarsia.runtime.bound import BoundBox, PieceFunction, Plan, PlannedPiece
@@ -67,6 +70,7 @@ class Pipeline:
     device: int | None
     name: str
     warnings: list[str] = field(factory=list)
+    graph_runs: list[PassRun] = field(factory=list)
 
     @property
     def config(self) -> Config:
@@ -140,6 +144,48 @@ class Pipeline:
     def _warn(self, message: str) -> None:
         self.warnings.append(message)
         self.events.warn(message)
+
+    # -- passes
+
+    def rewritten(self, graph: Graph, passes: PassPlan) -> Graph:
+        """Return a captured graph as the passes over whole graphs leave it.
+
+        Raises:
+            PassError: in strict mode, where one fails or leaves another function.
+        """
+        box: Box = {
+            n: (s.low, torch_compat.UNBOUNDED if s.high is None else s.high)
+            for n, s in graph.symbols.items()
+        }
+        specs = passes.at(box, ("graph",))
+        if specs:
+            from intarsia.passes.running import run_graph_passes  # who has none need not import it
+
+            with self.events.phase("passes"):
+                runs = run_graph_passes(
+                    graph.module, specs, passes.setup(), box=box, where=f"{self.name} graph",
+                    device_type=self.platform.device_type, device=self.device,
+                )  # fmt: skip
+            self.graph_runs.extend(runs)
+        return graph
+
+    def pass_totals(
+        self, parts: Sequence[tuple[PlannedBox, SplitGraph]],
+        outcomes: Sequence[Mapping[int, Outcome]], passes: PassPlan,
+    ) -> list[PassTotal]:  # fmt: skip
+        """Return how often each pass matched, and warn where that is too seldom.
+
+        Raises:
+            PassError: one matched too seldom, and `strict` is on.
+        """
+        found = totals(passes.specs, self.graph_runs, {}) if self.graph_runs else []
+        for (planned, _), made in zip(parts, outcomes, strict=True):
+            runs = [run for outcome in made.values() for run in outcome.result.passes]
+            specs = [spec for spec in passes.at(planned.box) if spec.stage != "graph"]
+            found += totals(specs, runs, planned.box)
+        for line in check_matches(passes.specs, found, self.config.strict):
+            self._warn(line)
+        return found
 
     # -- boxes
 

@@ -683,6 +683,15 @@ def storage_id(value: torch.Tensor) -> int:
     return int(value.untyped_storage()._cdata)
 
 
+def size_oblivious() -> contextlib.AbstractContextManager[Any]:
+    """Return a block in which symbolic sizes are not guessed to be other than 0 or 1, as in capture."""
+    from torch.fx.experimental import _config
+
+    fx_config: Any = _config
+    patched: contextlib.AbstractContextManager[Any] = fx_config.patch(backed_size_oblivious=True)
+    return patched
+
+
 def is_fake(value: Any) -> bool:
     """Say whether a value is a fake tensor."""
     from torch._subclasses.fake_tensor import FakeTensor
@@ -1074,6 +1083,41 @@ def compiled_kernel(argument_types: Sequence[str], source: str) -> Callable[...,
     return made
 
 
+def inductor_slot(name: str) -> Any:
+    """Return the pass that torch's own config has in one of Inductor's slots, or None."""
+    import torch._inductor.config
+
+    return getattr(torch._inductor.config, name)
+
+
+def inductor_pass(run: Callable[[torch.fx.Graph], None], identity: Any, earlier: Any) -> Any:
+    """Return a pass for one of Inductor's slots that runs after those that are in it already.
+
+    Args:
+        run: the pass.
+        identity: what it is told from others by.
+        earlier: what is in the slot: None, a pass or several.
+    """
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+
+    before = (
+        list(earlier) if isinstance(earlier, list | tuple) else [] if earlier is None else [earlier]
+    )
+
+    class After(CustomGraphPass):
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            for one in before:
+                one(graph)
+            run(graph)
+
+        def uuid(self) -> Any:
+            own = [one.uuid() if isinstance(one, CustomGraphPass) else None for one in before]
+            # A pass without an identity is not to be cached, and neither is this one then.
+            return None if any(u is None for u in own) else ("intarsia", repr(own), repr(identity))
+
+    return After()
+
+
 @contextlib.contextmanager
 def cut_for_others() -> Iterator[None]:
     """Let Inductor cut graphs that are compiled or loaded inside, without recording them itself.
@@ -1356,6 +1400,11 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch._functorch.config:enable_autograd_cache",
         "torch._inductor.config:get_config_copy",
         "torch._inductor.config:custom_should_partition_ops",
+        "torch._inductor.custom_graph_pass:CustomGraphPass",
+        "torch._inductor.config:pre_grad_custom_pass",
+        "torch._inductor.config:joint_custom_post_pass",
+        "torch._inductor.config:post_grad_custom_pre_pass",
+        "torch._inductor.config:post_grad_custom_post_pass",
         "torch._inductor.utils:_unstable_customized_partition_wrapper.wrapper",
         "torch._inductor.config:cpp.vec_isa_ok",
         "torch._inductor.config:_config",

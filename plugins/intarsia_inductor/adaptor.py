@@ -31,6 +31,7 @@ from intarsia.interfaces import (
 from intarsia_inductor import ENVIRONMENT
 from intarsia_inductor.calls import boxed, partitioned
 from intarsia_inductor.identity import NoIdentity, identity
+from intarsia_inductor.own_passes import passes_for
 from intarsia_inductor.package_file import is_package, load_package, packages_load_here
 from intarsia_inductor.quick import load_quick, make_quick
 
@@ -106,7 +107,7 @@ class InductorCompiler:
         settings = dict(self.patches)
         if request.device_type == "cpu" and torch_compat.cpp_compiler_is_modern():
             settings.setdefault("cpp.vec_isa_ok", True)
-        return settings
+        return {**settings, **passes_for(request, settings)}
 
     def load(
         self, artifact: bytes, signature: PieceSignature, device: int | None

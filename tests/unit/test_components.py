@@ -89,19 +89,6 @@ def test_an_unknown_component_is_an_error_with_the_nearest_name(key: str) -> Non
         compiled(**{key: "acmee"})
 
 
-@pytest.mark.parametrize(
-    ("settings", "shown"),
-    [
-        ({"passes": {"enable": ["x"]}}, "passes.enable"),
-    ],
-)
-def test_a_setting_that_cannot_be_served_yet_is_refused(settings: Any, shown: str) -> None:
-    with pytest.raises(intarsia.ConfigError, match="cannot be served") as caught:
-        compiled(**settings)
-    assert shown in str(caught.value)
-    assert "(code)" in str(caught.value)
-
-
 def test_static_graphs_need_a_backend() -> None:
     with pytest.raises(intarsia.ConfigError, match='platform "cpu" has no static-graph backend'):
         compiled(static_graph="piecewise")

@@ -16,7 +16,6 @@ from intarsia.capture.dynamic import Dynamic
 from intarsia.capture.structure import Path, is_opaque, is_scalar
 from intarsia.compiling.identity import (
     compiler_factors,
-    pass_factors,
     platform_factors,
     torch_factors,
     traits_of,
@@ -27,6 +26,7 @@ from intarsia.dtypes import dtype_name
 from intarsia.errors import IntarsiaError
 from intarsia.host import Host
 from intarsia.interfaces import PlatformSpec
+from intarsia.passes.plan import pass_plan
 from intarsia.references import resolve_reference
 from intarsia.split.encode import CannotEncode, encode_argument
 
@@ -133,9 +133,7 @@ def _settings(asked: Chosen) -> dict[str, str]:
         if attribute.name in plain and attribute.name not in _APART:
             value = json.dumps(plain[attribute.name], sort_keys=True, default=repr)
             found[f"setting {attribute.name.replace('_', '-')}"] = value
-    names = asked.config.passes.enable
-    specs = [asked.host.pass_(name) for name in dict.fromkeys([*asked.platform.passes, *names])]
-    found.update(pass_factors(specs, asked.host))
+    found.update(pass_plan(asked.host, asked.platform, asked.config).factors())
     return found
 
 

@@ -136,9 +136,8 @@ def pieces_of(job: CompileJob, cache: Cache) -> KeptPieces:
     from intarsia.compiling.kept import KeptPieces
 
     place = job.place
-    passes = [job.host.pass_(name) for name in place.platform.passes]
     return KeptPieces(cache, job.host, place.platform, place.device, job.events,
-                      job.config.cache_wait, passes, tiers_of(job))  # fmt: skip
+                      job.config.cache_wait, place.components.passes, tiers_of(job))  # fmt: skip
 
 
 def _keep(

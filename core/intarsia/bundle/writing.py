@@ -116,4 +116,5 @@ def _request(job: CompileJob, task: Any, spec: Any) -> CompileRequest:
         signature=task.canonical.signature(task.box, job.host.options(spec)),
         device_type=job.place.device_type, device=job.place.device, name=task.name,
         kind=task.piece.kind, key=task.canonical.digest, hints=dict(task.hints), tier="package",
+        **job.place.components.passes.for_request(task.box, job.config.compile_timeout),
     )  # fmt: skip

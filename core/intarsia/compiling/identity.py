@@ -14,7 +14,7 @@ from intarsia import __version__
 from intarsia.compiling.instances import built_for
 from intarsia.digests import source_digest
 from intarsia.host import Host
-from intarsia.interfaces import CompilerSpec, PassSpec, PlatformSpec
+from intarsia.interfaces import CompilerSpec, PlatformSpec
 from intarsia.references import resolve_reference
 
 
@@ -79,17 +79,6 @@ def traits_of(platform: PlatformSpec, device: int | None) -> dict[str, str]:
         return {}
     traits = resolve_reference(platform.traits, owner=f'platform "{platform.name}"')
     return dict(traits(device))
-
-
-def pass_factors(specs: Iterable[PassSpec], host: Host) -> dict[str, str]:
-    """Return the ordered passes, each with its version, options and sources."""
-    found = []
-    for spec in specs:
-        factory = spec.factory if isinstance(spec.factory, str) else spec.factory.__module__
-        modules = [host.provider(spec).module, factory.partition(":")[0]]
-        source = source_digest(dict.fromkeys(m for m in modules if m))[:32]
-        found.append([spec.name, spec.version, dict(host.options(spec)), source])
-    return {"passes": json.dumps(found, sort_keys=True, default=repr)} if found else {}
 
 
 @functools.cache

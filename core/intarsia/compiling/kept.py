@@ -7,14 +7,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from attrs import define, evolve, field
+from attrs import asdict, define, evolve, field
 
 from intarsia.cache.cache import Cache
 from intarsia.cache.entry import Entry, Unusable
 from intarsia.cache.key import key_of
 from intarsia.compiling.identity import (
     compiler_factors,
-    pass_factors,
     platform_factors,
     torch_factors,
     traits_of,
@@ -27,11 +26,12 @@ from intarsia.interfaces import (
     CompileResult,
     CompilerSpec,
     IntInfo,
-    PassSpec,
+    PassRun,
     PieceSignature,
     PlatformSpec,
     Tier,
 )
+from intarsia.passes.plan import PassPlan
 from intarsia.report.events import EventStream
 
 KIND = "piece"
@@ -43,7 +43,7 @@ class KeptPieces:
 
     Attributes:
         wait: how many seconds to wait for another process that compiles the same.
-        passes: the passes of the platform and of config, in order.
+        passes: the passes of the compile.
         tiers: which artifacts are looked for, the best first.
     """
 
@@ -53,7 +53,7 @@ class KeptPieces:
     device: int | None
     events: EventStream
     wait: float
-    passes: Sequence[PassSpec] = ()
+    passes: PassPlan | None = None
     tiers: Sequence[Tier] = ("quick",)
     _common: Mapping[str, str] | None = field(default=None, init=False)
     _compilers: dict[str, Mapping[str, str] | None] = field(factory=dict, init=False)
@@ -97,7 +97,10 @@ class KeptPieces:
         """Keep a compiled piece, if it left an artifact."""
         factors = self.factors(task, spec)
         if factors is not None and result.artifact is not None:
-            meta = {"needs": list(result.needs), "note": result.note, "name": task.name}
+            meta = {
+                "needs": list(result.needs), "note": result.note, "name": task.name,
+                "passes": [asdict(run) for run in result.passes],
+            }  # fmt: skip
             self.cache.save(KIND, factors, result.artifact, meta=meta)
 
     @contextlib.contextmanager
@@ -119,7 +122,7 @@ class KeptPieces:
             self._common = {
                 **torch_factors(),
                 **platform_factors(self.platform, traits_of(self.platform, self.device)),
-                **pass_factors(self.passes, self.host),
+                **({} if self.passes is None else self.passes.factors()),
                 "device index": str(self.device),
             }
         return self._common
@@ -151,7 +154,8 @@ def loaded_piece(
         function = made.compiler.load(artifact, signature, device)
     except CompileRejected as error:
         raise Unusable(str(error)) from error
-    return CompileResult(function, artifact, needs, str(entry.meta["note"]))
+    runs = tuple(PassRun(**run) for run in entry.meta.get("passes", ()))
+    return CompileResult(function, artifact, needs, str(entry.meta["note"]), passes=runs)
 
 
 def piece_factors(task: Any) -> dict[str, str]:

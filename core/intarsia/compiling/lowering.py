@@ -20,11 +20,27 @@ def lower(request: CompileRequest, form: Form) -> Any:
         CompileRejected: the piece cannot be brought into that form.
     """
     if form == "torch":
-        return request.graph  # each compiler has a copy of its own
+        return _rewritten(request) or request.graph  # each compiler has a copy of its own
     made = request._lowered
     if form not in made:
         made[form] = _LOWERINGS[form](request)
     return made[form]
+
+
+def _rewritten(request: CompileRequest) -> fx.GraphModule | None:
+    """Return a piece as passes over its ATen form left it; None where there are none.
+
+    ATen calls are calls of torch too, so that what a pass makes of them reaches every compiler.
+    """
+    if not any(spec.stage == "piece-aten" for spec in request.passes):
+        return None
+    form: Form = "aten-mutable" if request.signature.mutated else "aten-functional"
+    shared: fx.GraphModule = lower(request, form)
+    made = fx.GraphModule(shared, fx.Graph())
+    result = made.graph.graph_copy(shared.graph, {})
+    made.graph.output(result)
+    made.recompile()
+    return made
 
 
 def _aten(request: CompileRequest, functional: bool) -> fx.GraphModule:
@@ -44,7 +60,18 @@ def _aten(request: CompileRequest, functional: bool) -> fx.GraphModule:
     except Exception as error:
         raise CompileRejected(f"no ATen form: {type(error).__name__}: {error}") from error
     _number_placeholders(traced)
+    _run_passes(request, traced)
     return traced
+
+
+def _run_passes(request: CompileRequest, module: fx.GraphModule) -> None:
+    if not any(spec.stage == "piece-aten" for spec in request.passes):
+        return
+    from intarsia.passes.checks import fill_in
+    from intarsia.passes.running import run_request_passes
+
+    run_request_passes(request, "piece-aten", module)
+    fill_in(module.graph, request.fake_inputs)
 
 
 def _run_graph(module: fx.GraphModule) -> Callable[..., Any]:
@@ -65,7 +92,7 @@ def _exported(request: CompileRequest) -> Any:
 
     if request.signature.mutated:
         raise CompileRejected("the piece writes to its inputs; exported programs may not")
-    wrapper = _Positional(request.graph)
+    wrapper = _Positional(_rewritten(request) or request.graph)
     inputs = request.fake_inputs
     if any(not isinstance(v, torch.Tensor) for v in inputs):
         raise CompileRejected("the piece takes a size as an input; the exported form takes tensors")

@@ -18,13 +18,13 @@ from intarsia.compiling.planner import Plan, plan, usable_cores
 from intarsia.compiling.remote import OwnWorkers, Remote, UsersExecutor, give_up, worth_a_worker
 from intarsia.compiling.scheduler import Asking, Scheduler, Work
 from intarsia.compiling.soundness import compile_soundly
-from intarsia.compiling.tasks import bakes
+from intarsia.compiling.tasks import Task, bakes
 from intarsia.compiling.transport import make_request, next_request
 from intarsia.compiling.worker_jobs import Unfit, settings_for
 from intarsia.compiling.worker_process import NoWorker
 from intarsia.compiling.workers import workers
 from intarsia.errors import CompileFailed, CompileRejected
-from intarsia.interfaces import CompileRequest, CompileResult
+from intarsia.interfaces import CompileRequest, CompileResult, PassRun
 
 Made = tuple[CompileResult, float | None]
 """A compiled piece, and the seconds that it took in another process."""
@@ -109,7 +109,12 @@ class Maker:
             graph=at.task.piece.module, fake_inputs=(), signature=at.signature,
             device_type=self.scheduler.device_type, device=self.scheduler.device, name=at.task.name,
             kind=at.task.piece.kind, key=at.task.canonical.digest, hints=dict(at.task.hints),
+            **self._passes(at.task, self.scheduler.resolved.config.compile_timeout),
         )  # fmt: skip
+
+    def _passes(self, task: Task, deadline: float | None = None) -> dict[str, Any]:
+        plan = self.scheduler.passes
+        return {} if plan is None else plan.for_request(task.box, deadline)
 
     def first_done(self, sent: Sequence[Work]) -> Work | None:
         """Return a task whose answer is there, or None."""
@@ -185,7 +190,9 @@ class Maker:
 
     def _from(self, at: Asking, answer: dict[str, Any]) -> CompileResult:
         function = at.made.compiler.load(answer["artifact"], at.signature, self.scheduler.device)
-        return CompileResult(function, answer["artifact"], tuple(answer["needs"]), answer["note"])
+        runs = tuple(PassRun(**run) for run in answer["passes"])
+        needs = tuple(answer["needs"])
+        return CompileResult(function, answer["artifact"], needs, answer["note"], passes=runs)
 
     def _tell(self, at: Asking, text: str) -> None:
         """Warn; what is told of one task already is only an event for the others."""
@@ -262,6 +269,7 @@ class Maker:
                 task.piece.module, at.signature, device_type=self.scheduler.device_type,
                 device=self.scheduler.device, name=task.name, kind=task.piece.kind,
                 key=task.canonical.digest, hints=task.hints, weights=weights,
+                **self._passes(task),
             )  # fmt: skip
         request = evolve(request, wants_artifact=at.cached or self.scheduler.wants_artifacts)
         work.requests.append(request)

@@ -22,6 +22,7 @@ from intarsia.report.records import Attempt
 
 if TYPE_CHECKING:
     from intarsia.compiling.making import Maker
+    from intarsia.passes.plan import PassPlan
 
 Key = tuple[Any, ...]
 
@@ -73,6 +74,7 @@ class Scheduler:
     Attributes:
         pieces: the cache of compiled pieces, or None.
         journal: notes what is compiled in this process, or None.
+        passes: the passes of the compile, or None.
         wants_artifacts: whether an artifact is wanted also where no cache keeps it: for a bundle.
         calls: how often a compiler was asked to compile.
         hits: how many tasks the cache had.
@@ -86,6 +88,7 @@ class Scheduler:
     device: int | None
     pieces: PieceCache | None = None
     journal: Journal | None = None
+    passes: PassPlan | None = None
     wants_artifacts: bool = True
     calls: int = 0
     hits: int = 0

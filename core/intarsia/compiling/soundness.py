@@ -7,6 +7,8 @@ guards later, so they are read here: one that a size in the box breaks means tha
 
 from __future__ import annotations
 
+from attrs import evolve
+
 from intarsia import torch_compat
 from intarsia.boxes_text import describe_box
 from intarsia.capture.conditions import holds, only_about_one
@@ -24,7 +26,7 @@ def compile_soundly(compiler: Compiler, request: CompileRequest) -> CompileResul
     """
     result = compiler.compile(request)
     refuse_assumptions(request)
-    return result
+    return evolve(result, passes=tuple(request.pass_runs))
 
 
 def refuse_assumptions(request: CompileRequest) -> None:

@@ -8,14 +8,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from attrs import evolve
+from attrs import asdict, evolve
+from attrs import fields as fields_of
 from torch import fx
 
 from intarsia import torch_compat
 from intarsia.compiling.plain import signature_from_dict, signature_to_dict
 from intarsia.compiling.signature import fake_inputs
 from intarsia.errors import CompileFailed
-from intarsia.interfaces import CompileRequest, Option, PassSpec, PieceSignature, Tier
+from intarsia.interfaces import (
+    CompileRequest,
+    Option,
+    PassSetup,
+    PassSpec,
+    PieceSignature,
+    Tier,
+)
 from intarsia.split.encode import decode_graph, encode_graph
 
 _FORMAT = 1
@@ -26,6 +34,7 @@ def make_request(
     name: str, kind: Any, key: str = "", passes: tuple[PassSpec, ...] = (),
     wants_artifact: bool = True, hints: Mapping[str, int] | None = None,
     weights: Mapping[int, torch.Tensor] | None = None, tier: Tier = "quick",
+    pass_setup: PassSetup | None = None,
 ) -> CompileRequest:  # fmt: skip
     """Return a request whose fake inputs are made for its box, in a fake mode of their own.
 
@@ -33,11 +42,25 @@ def make_request(
     others find it.
     """
     mode, fakes = fake_inputs(signature, device, hints or {})
-    return CompileRequest(
+    request = CompileRequest(
         graph=_copied(module, mode, fakes), fake_inputs=fakes, signature=signature, passes=passes,
         device_type=device_type, device=device, name=name, kind=kind, key=key,
         wants_artifact=wants_artifact, hints=dict(hints or {}), weights=weights, tier=tier,
+        pass_setup=pass_setup,
     )  # fmt: skip
+    return _with_passes(request, mode)
+
+
+def _with_passes(request: CompileRequest, mode: Any) -> CompileRequest:
+    """Run the passes over the piece as it is in torch's form."""
+    if request.passes:
+        from intarsia.passes.running import (
+            run_request_passes,  # who has no passes need not import it
+        )
+
+        run_request_passes(request, "piece", request.graph)
+        _mark_outputs(request.graph, mode)
+    return request
 
 
 def next_request(
@@ -55,7 +78,10 @@ def next_request(
     if torch_compat.replacements(environment):
         return None
     graph = _copied(module, mode, earlier.fake_inputs)
-    return evolve(earlier, graph=graph, signature=signature, weights=weights)
+    # The lowered forms are shared, and how the passes over them went with them.
+    lowered = [run for run in earlier.pass_runs if run.stage != "piece"]
+    made = evolve(earlier, graph=graph, signature=signature, weights=weights, pass_runs=lowered)
+    return _with_passes(made, mode)
 
 
 def _copied(module: fx.GraphModule, mode: Any, fakes: Sequence[Any]) -> fx.GraphModule:
@@ -131,6 +157,7 @@ def request_to_bytes(request: CompileRequest) -> bytes:
         "tier": request.tier,
         "needs": needs_of(request.graph),
         "passes": [_pass_to_dict(spec) for spec in request.passes],
+        "pass_setup": _setup_to_dict(request.pass_setup),
     }
     return json.dumps(data).encode()
 
@@ -157,7 +184,21 @@ def request_from_bytes(data: bytes) -> CompileRequest:
         device=fields["device"], name=fields["name"], kind=fields["kind"], key=fields["key"],
         passes=tuple(map(_pass_from_dict, fields["passes"])),
         wants_artifact=fields["wants_artifact"], hints=fields["hints"], tier=fields["tier"],
+        pass_setup=None if fields["pass_setup"] is None else PassSetup(**fields["pass_setup"]),
     )  # fmt: skip
+
+
+def _setup_to_dict(setup: PassSetup | None) -> dict[str, Any] | None:
+    if setup is None:
+        return None
+    if setup.manager is not None and not isinstance(setup.manager, str):
+        raise CompileFailed(
+            f'the pass manager "{setup.manager_name}" cannot be sent to another process',
+            why='its factory is not a "module:name" string', subject=setup.manager_name,
+        )  # fmt: skip
+    plain = {f.name: getattr(setup, f.name) for f in fields_of(PassSetup)}
+    plain["options"] = {name: dict(table) for name, table in setup.options.items()}
+    return {**plain, "owners": dict(setup.owners)}
 
 
 _TYPES: Mapping[str, type] = {
@@ -282,5 +323,5 @@ def compile_in_worker(
         result = compile_soundly(made.compiler, evolve(restored, wants_artifact=True))
     return {
         "artifact": result.artifact, "needs": tuple(result.needs), "note": result.note,
-        "seconds": time.perf_counter() - begun,
+        "passes": [asdict(run) for run in result.passes], "seconds": time.perf_counter() - begun,
     }  # fmt: skip

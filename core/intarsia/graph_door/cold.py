@@ -52,11 +52,13 @@ def compile_graph(
     """
     place = job.place
     pipeline = Pipeline(job.resolved, job.host, place.platform, job.events, place.device, job.name)
+    graph = pipeline.rewritten(graph, place.components.passes)
     split = pipeline.split(graph, {})
     scheduler = Scheduler(job.host, job.resolved, job.events, place.device_type, place.device,
-                          pieces, journal)  # fmt: skip
+                          pieces, journal, place.components.passes)  # fmt: skip
     parts = [(planned, split) for planned in boxes]
     outcomes = pipeline.compile(parts, scheduler)
+    passes = pipeline.pass_totals(parts, outcomes, place.components.passes)
     front = front_of(graph, job.config.uncovered)
     with job.events.phase("bind"):
         plan, sources = _bound(job, pipeline, front, split, boxes, outcomes)
@@ -65,6 +67,7 @@ def compile_graph(
         [(p, split.partition, split.canonicals, split.choices, o)
          for p, o in zip(boxes, outcomes, strict=True)],
         scheduler, job.events, job.resolved, place.changes, pipeline.warnings, place.components,
+        passes,
     )  # fmt: skip
     dump_compile(job.config.dump, report, [graph], [split.partition], sources)
     job.events.send("done", message=f"{report.pieces} pieces, {report.distinct} distinct")

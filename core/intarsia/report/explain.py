@@ -16,6 +16,7 @@ from intarsia.compiling.tasks import Outcome
 from intarsia.components import Components
 from intarsia.config import ResolvedConfig
 from intarsia.interfaces import ConfigChange, PlatformSpec
+from intarsia.passes.totals import PassTotal
 from intarsia.report.events import EventStream
 from intarsia.report.records import BoxReport, PieceReport, Report, Setting
 from intarsia.split.canonical import CanonicalPiece
@@ -29,6 +30,7 @@ def build_report(
     name: str, platform: PlatformSpec, device: str, graphs: Sequence[Graph], parts: Sequence[Part],
     scheduler: Scheduler, events: EventStream, resolved: ResolvedConfig,
     changes: Sequence[tuple[str, ConfigChange]], warnings: Sequence[str], built: Components,
+    passes: Sequence[PassTotal] = (),
 ) -> Report:  # fmt: skip
     """Return the report of a compile. The pieces are those of the first graph."""
     _, partition, canonicals, choices, _ = parts[0]
@@ -48,6 +50,7 @@ def build_report(
         settings=(*_settings(resolved, platform, changes), *_component_settings(resolved, built)),
         warnings=tuple(warnings),
         counters=dict(events.counters), reasons=dict(events.reasons), hits=scheduler.hits,
+        passes=tuple(passes),
     )  # fmt: skip
 
 
@@ -110,9 +113,10 @@ def _settings(
 def _component_settings(resolved: ResolvedConfig, built: Components) -> list[Setting]:
     config = resolved.config
     found = []
-    if built.pass_manager is not None:
-        factors = ", ".join(f"{k}={v}" for k, v in built.pass_manager.factors().items())
-        found.append(Setting("pass-manager in effect", config.pass_manager, built.pass_manager_name,
+    plan = built.passes
+    if plan.manager_reference is not None:
+        factors = ", ".join(f"{k}={v}" for k, v in plan.manager.factors().items())
+        found.append(Setting("pass-manager in effect", config.pass_manager, plan.manager_name,
                              resolved.origin("pass_manager"), factors))  # fmt: skip
     if built.static_graph is not None:
         budget = ", ".join(f"{k} {v}" for k, v in built.static_graph.budget(None).items())

@@ -7,6 +7,7 @@ from typing import Any
 
 from attrs import asdict, evolve, frozen
 
+from intarsia.passes.totals import PassTotal
 from intarsia.report.events import EventStream
 
 
@@ -100,6 +101,7 @@ class Report:
         misses: how often the cache did not have what was looked for.
         recordings: how many static graphs there are.
         hits: how many compiled pieces the cache had.
+        passes: how often each graph pass matched over the whole graph, for each box.
         reasons: counters with their reason.
     """
 
@@ -125,6 +127,7 @@ class Report:
     recordings: int = 0
     misses: int = 0
     hits: int = 0
+    passes: tuple[PassTotal, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-able data."""
@@ -154,11 +157,16 @@ def report_from_dict(data: Mapping[str, Any]) -> Report:
         "piece_reports": tuple(_piece(piece) for piece in data["piece_reports"]),
         "settings": tuple(Setting(**setting) for setting in data["settings"]),
         "warnings": tuple(data["warnings"]),
+        "passes": tuple(_pass(total) for total in data["passes"]),
     })  # fmt: skip
 
 
 def _box(data: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     return {name: (low, high) for name, (low, high) in data.items()}
+
+
+def _pass(data: Mapping[str, Any]) -> PassTotal:
+    return PassTotal(**{**data, "failures": tuple(data["failures"])})
 
 
 def _piece(data: Mapping[str, Any]) -> PieceReport:

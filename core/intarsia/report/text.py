@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from intarsia.boxes_text import describe_box
+from intarsia.passes.totals import PassTotal
 from intarsia.report.records import PieceReport, Report, Setting
 
 
@@ -29,6 +30,8 @@ def explain(report: Report, symbols: Sequence[str], sources: Mapping[str, str]) 
     lines += ["", "pieces:"]
     for piece in report.piece_reports:
         lines += _piece_lines(piece)
+    if report.passes:
+        lines += ["", "passes:", *(f"  {_pass_line(total)}" for total in report.passes)]
     if report.warnings:
         lines += ["", "warnings:", *(f"  {w}" for w in report.warnings)]
     lines += ["", "seconds: " + ", ".join(f"{p} {s:.2f}" for p, s in report.seconds.items())]
@@ -46,6 +49,15 @@ def _setting_line(setting: Setting) -> str:
         change += f" -> {setting.effective!r}"
     reason = f": {setting.reason}" if setting.reason else ""
     return f"{setting.key} = {change} ({setting.origin}{reason})"
+
+
+def _pass_line(total: PassTotal) -> str:
+    count = "no count" if total.matches is None else f"{total.matches} matches"
+    failed = f", undone: {'; '.join(total.failures)}" if total.failures else ""
+    return (
+        f"{total.name} ({total.stage}) for {total.box or 'the graph'}: {count} in {total.runs} graphs, "
+        f"{total.seconds * 1e3:.1f} ms{failed}"
+    )
 
 
 def _piece_lines(piece: PieceReport) -> list[str]:

@@ -1,0 +1,1 @@
+"""Graph passes: which run, in which order, and the checks around each."""

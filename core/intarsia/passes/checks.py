@@ -1,0 +1,341 @@
+"""The checks around a pass: what it leaves must be the same function, as far as one can see.
+
+They are the core's, and stay on whatever manager runs the passes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import define, field
+from torch import fx
+
+from intarsia import torch_compat
+from intarsia.capture import nodes
+from intarsia.errors import PassError
+from intarsia.interfaces import BoundPass, Pass, PassRun, PassSpec
+
+__all__ = ["Checked", "fill_in"]
+
+Values = Mapping[fx.Node, Any]
+"""Node -> its fake value."""
+
+
+class _TooLong(BaseException):
+    """A pass ran longer than it may; put into its thread from outside."""
+
+
+@define(eq=False)
+class Checked:
+    """Runs passes over graphs with the checks around each.
+
+    Attributes:
+        fake_inputs: what the graph's placeholders stand for; None: nobody knows, so that values are not
+            compared.
+        where: what the graph is, for messages.
+        strict: whether a bad pass raises; else what it did is undone, and its run says so.
+        deadline: seconds that a pass may take; None: as long as it likes.
+        dump: a folder for each pass' graph before and after, or None.
+    """
+
+    fake_inputs: Sequence[Any] | None
+    where: str
+    strict: bool
+    owners: Any
+    deadline: float | None = None
+    dump: str | None = None
+    runs: list[PassRun] = field(factory=list)
+
+    def bound(self, spec: PassSpec, made: Pass) -> BoundPass:
+        """Return a pass with the checks around it."""
+        return BoundPass(spec, lambda graph: self.run(spec, made, graph))
+
+    def run(self, spec: PassSpec, made: Pass, graph: fx.Graph) -> PassRun:
+        """Run a pass; returns how it went.
+
+        Raises:
+            PassError: in strict mode, where it fails or leaves a graph that is another function.
+        """
+        before = _snapshot(graph)
+        known = None if self.fake_inputs is None else _Facts.of(graph, self._values(graph))
+        begun = time.perf_counter()
+        try:
+            with _limited(self.deadline):
+                matches = made(graph)
+            if known is None:
+                _lint(graph)
+            else:
+                known.compare(graph, self._values(graph))
+        except _TooLong:
+            return self._failed(spec, graph, before, begun, f"it ran longer than {self.deadline} s")
+        except _Wrong as error:
+            return self._failed(spec, graph, before, begun, str(error))
+        except Exception as error:
+            text = f"it raised {type(error).__name__}: {error}"
+            return self._failed(spec, graph, before, begun, text, error)
+        self._dump(spec, before, graph)
+        # A bool is a count of nothing.
+        count = matches if isinstance(matches, int) and not isinstance(matches, bool) else None
+        return self._noted(PassRun(spec.name, count, time.perf_counter() - begun, spec.stage))
+
+    def _failed(
+        self, spec: PassSpec, graph: fx.Graph, before: fx.Graph, begun: float, why: str,
+        cause: BaseException | None = None,
+    ) -> PassRun:  # fmt: skip
+        self._dump(spec, before, graph)
+        owner = self.owners.get(spec.name, "?")
+        if self.strict:
+            raise PassError(
+                f'the pass "{spec.name}" of plugin {owner} spoilt {self.where}', why=why,
+                next_step=f'Leave it out: passes.disable = ["{spec.name}"], or compile without strict.',
+                subject=spec.name,
+            ) from cause  # fmt: skip
+        _restore(graph, before)
+        seconds = time.perf_counter() - begun
+        return self._noted(PassRun(spec.name, None, seconds, spec.stage, f"{why} (plugin {owner})"))
+
+    def _noted(self, run: PassRun) -> PassRun:
+        self.runs.append(run)
+        return run
+
+    def _values(self, graph: fx.Graph) -> Values:
+        _lint(graph)
+        assert self.fake_inputs is not None
+        try:
+            return values_in(graph, self.fake_inputs)
+        except NodeFailed as error:
+            raise _Wrong(f"the graph cannot be run any more, at {error}") from error
+
+    def _dump(self, spec: PassSpec, before: fx.Graph, after: fx.Graph) -> None:
+        if self.dump is None:
+            return
+        folder = Path(self.dump) / "passes"
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = f"{len(self.runs):02}-{self.where.replace(os.sep, '_')}-{spec.name}"
+        (folder / f"{stem}-before.txt").write_text(f"{before}\n", encoding="utf-8")
+        (folder / f"{stem}-after.txt").write_text(f"{after}\n", encoding="utf-8")
+
+
+def _lint(graph: fx.Graph) -> None:
+    try:
+        graph.lint()
+    except Exception as error:
+        raise _Wrong(f"the graph is not sound any more: {error}") from error
+
+
+class _Wrong(Exception):
+    """What a pass left is another function."""
+
+
+@define
+class _Facts:
+    """What must be the same before and after a pass."""
+
+    inputs: list[str]
+    outputs: list[Any]
+    writes: list[str]
+
+    @classmethod
+    def of(cls, graph: fx.Graph, values: Values) -> _Facts:
+        holes = [n for n in graph.nodes if n.op == "placeholder"]
+        outputs = [_facts(v, values) for v in _listed(graph.output_node().args[0])]
+        return cls([str(n.target) for n in holes], outputs, _writes(graph, values))
+
+    def compare(self, graph: fx.Graph, values: Values) -> None:
+        now = _Facts.of(graph, values)
+        if now.inputs != self.inputs:
+            raise _Wrong(
+                f"the inputs were {', '.join(self.inputs)} and are {', '.join(now.inputs)}"
+            )
+        if len(now.outputs) != len(self.outputs):
+            raise _Wrong(f"there were {len(self.outputs)} outputs and are {len(now.outputs)}")
+        results = _listed(graph.output_node().args[0])
+        for number, (then, new, node) in enumerate(
+            zip(self.outputs, now.outputs, results, strict=True)
+        ):
+            different = _difference(then, new)
+            if different:
+                raise _Wrong(f"output {number} ({node}) {different}")
+        if now.writes != self.writes:
+            earlier, later = ", ".join(self.writes) or "nothing", ", ".join(now.writes) or "nothing"
+            raise _Wrong(f"it wrote, in order, to {earlier}, and writes to {later}")
+
+
+def _listed(result: Any) -> list[Any]:
+    return list(result) if isinstance(result, tuple | list) else [result]
+
+
+def _facts(value: Any, values: Values) -> Any:
+    if isinstance(value, fx.Node):
+        value = values[value]
+    if isinstance(value, torch.Tensor):
+        strided = value.layout == torch.strided
+        return {
+            "dtype": str(value.dtype), "shape": _sizes(value.shape), "device": value.device.type,
+            "stride": _sizes(value.stride()) if strided else None,
+        }  # fmt: skip
+    return None if value is None else type(value).__name__
+
+
+def _sizes(sizes: Any) -> tuple[Any, ...]:
+    return tuple(torch_compat.expression_of(size) for size in sizes)
+
+
+def _difference(then: Any, now: Any) -> str:
+    if then is None or now is None or not isinstance(then, dict):
+        return ""
+    if not isinstance(now, dict):
+        return f"was a tensor and is {now}"
+    for name in ("dtype", "shape", "device", "stride"):
+        if then[name] != now[name] and not (name == "stride" and _is_dull(then)):
+            return f"had the {name} {then[name]} and has {now[name]}"
+    return ""
+
+
+def _is_dull(facts: Any) -> bool:
+    """Say whether no stride matters: there is no element, or one."""
+    return all(size == 1 for size in facts["shape"]) or any(size == 0 for size in facts["shape"])
+
+
+def _writes(graph: fx.Graph, values: Values) -> list[str]:
+    """Return the inputs that are written to, in order; several writes in a row to one count once."""
+    owners = {_storage(values[n]): str(n.target) for n in graph.nodes if n.op == "placeholder"}
+    owners.pop(None, None)
+    found: list[str] = []
+    for node in graph.nodes:
+        for target in nodes.mutated_arguments(node):
+            name = owners.get(_storage(values[target]))
+            if name is not None and found[-1:] != [name]:
+                found.append(name)
+    return found
+
+
+def _storage(value: Any) -> Any:
+    strided = isinstance(value, torch.Tensor) and value.layout == torch.strided
+    return torch_compat.storage_id(value) if strided else None
+
+
+# --------------------------------------------------------------------------------------- fake values
+
+
+class NodeFailed(Exception):
+    """A node raised on fake values; the text has its name and the error."""
+
+
+def values_in(graph: fx.Graph, fake_inputs: Sequence[Any]) -> Values:
+    """Return the fake value that every node of a graph has on some inputs.
+
+    Raises:
+        NodeFailed: a node raises on them.
+    """
+    holes = [n for n in graph.nodes if n.op == "placeholder"]
+    mode = next((v.fake_mode for v in fake_inputs if hasattr(v, "fake_mode")), None)
+    values: dict[fx.Node, Any] = {}
+    with torch_compat.size_oblivious(), mode or contextlib.nullcontext(), torch.no_grad():
+        for hole, fake in zip(holes, fake_inputs, strict=True):
+            # Another tensor over the same memory: operators may change what an input looks like.
+            values[hole] = fake.detach() if isinstance(fake, torch.Tensor) else fake
+        for node in graph.nodes:
+            if node.op in ("placeholder", "output"):
+                continue
+            try:
+                values[node] = _value(node, values, graph.owning_module, mode)
+            except Exception as error:
+                text = str(error).splitlines()[0] if str(error) else ""
+                raise NodeFailed(f"{node.name}: {type(error).__name__}: {text}") from error
+    return values
+
+
+def fill_in(graph: fx.Graph, fake_inputs: Sequence[Any]) -> None:
+    """Give the nodes of a graph that have no fake value, as those that passes made, the one they have."""
+    lacking = [
+        n for n in graph.nodes if n.op not in ("placeholder", "output") and "val" not in n.meta
+    ]
+    if not lacking:
+        return
+    values = values_in(graph, fake_inputs)
+    for node in lacking:
+        node.meta["val"] = values[node]
+
+
+def _value(node: fx.Node, values: Values, owner: Any, mode: Any) -> Any:
+    if node.op == "get_attr":
+        value: Any = owner
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        is_real = isinstance(value, torch.Tensor) and not torch_compat.is_fake(value)
+        return mode.from_tensor(value) if is_real and mode is not None else value
+    args: Any = fx.map_arg(node.args, values.__getitem__)
+    kwargs: Any = fx.map_arg(node.kwargs, values.__getitem__)
+    target: Any = node.target
+    if node.op == "call_method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    return target(*args, **kwargs)
+
+
+# ------------------------------------------------------------------------------------ undoing a pass
+
+
+def _snapshot(graph: fx.Graph) -> fx.Graph:
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph, {}))
+    return copy
+
+
+def _restore(graph: fx.Graph, before: fx.Graph) -> None:
+    """Make a graph what it was, in place, also where a pass left it unsound."""
+    output = graph.output_node()
+    output.args = ((),)
+    for node in reversed(list(graph.nodes)):
+        if node is not output:
+            node.args, node.kwargs = (), {}
+    for node in reversed(list(graph.nodes)):
+        if node is not output:
+            graph.erase_node(node)
+    with graph.inserting_before(output):
+        copies: dict[fx.Node, fx.Node] = {}
+        result = graph.graph_copy(before, copies)
+    output.args = (result,)
+    graph.lint()
+
+
+@contextlib.contextmanager
+def _limited(seconds: float | None) -> Iterator[None]:
+    """Stop the block's Python when it takes longer.
+
+    A loop inside C code cannot be stopped from here: a worker's own deadline ends that.
+    """
+    if seconds is None:
+        yield
+        return
+    thread = threading.get_ident()
+    lock = threading.Lock()
+    done: list[bool] = []
+
+    def stop() -> None:
+        with lock:
+            if not done:
+                done.append(True)
+                _raise_in(thread, _TooLong)
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        with lock:
+            done.append(True)
+
+
+def _raise_in(thread: int, error: type[BaseException]) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
