@@ -88,6 +88,7 @@ class FrameCapture:
         replicated: qualified names of the blocks of which only the first was traced.
         traced_root: what stood for `root` while tracing, where that was another object.
         written_globals: names of globals that the frame writes.
+        variables: the environment variables that the traced code asked for.
     """
 
     module: torch.fx.GraphModule | None
@@ -104,6 +105,7 @@ class FrameCapture:
     replicated: tuple[str, ...] = ()
     traced_root: Any = None
     written_globals: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
 
     @property
     def root_name(self) -> str:

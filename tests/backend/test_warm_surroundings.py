@@ -6,6 +6,7 @@ import os
 import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("surroundings"))
 
 
-def start(model: Model, cache: str) -> Any:
+def start(model: torch.nn.Module, cache: str) -> Any:
     x = torch.randn(3, 4, dtype=torch.float32)
     compiled = intarsia.compile(model, (x,), compilers=["eager"], cache=cache, artifact="quick")
     with torch.no_grad():
@@ -171,3 +172,58 @@ def test_a_start_whose_argument_has_another_attribute_is_right(name: str, tmp_pa
         )
         assert compiled.report.bundle_reads == reads, name
         torch.testing.assert_close(compiled(holder, x), model(holder, x))
+
+
+NAME = "SURROUNDINGS_OF_A_TEST"
+ENVIRONMENT = os.environ
+
+
+@contextmanager
+def environment(name: str) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(name, "1")
+        yield
+
+
+def by_global() -> str | None:
+    return os.environ.get(NAME)
+
+
+def by_alias() -> str | None:
+    return ENVIRONMENT.get(NAME)
+
+
+def by_getenv() -> str | None:
+    return os.getenv(NAMES["name"])
+
+
+def by_computing() -> str | None:
+    return os.environ.get("_".join(["SURROUNDINGS", "OF", "A", "TEST"]))
+
+
+def by_presence() -> str | None:
+    return "1" if NAME in os.environ else None
+
+
+NAMES = {"name": NAME}
+
+
+class Reading(torch.nn.Module):
+    def __init__(self, read: Callable[[], str | None]) -> None:
+        super().__init__()
+        self.read = read
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 3 if self.read() == "1" else x * 2
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [by_global, by_alias, by_getenv, by_computing, by_presence, partial(os.environ.get, NAME)],
+)
+def test_a_variable_is_seen_however_it_is_named(reader: Any, tmp_path: Path) -> None:
+    cache = str(tmp_path)
+    start(Reading(reader), cache)
+    assert start(Reading(reader), cache).bundle_reads == 1
+    with environment(NAME):
+        assert start(Reading(reader), cache).bundle_reads == 0

@@ -16,7 +16,7 @@ import torch
 from attrs import field, frozen
 
 from intarsia.bundle.codec import NotHere, decode, encode
-from intarsia.bundle.sources import inlined_sources, present_code, present_file, variables_in
+from intarsia.bundle.sources import inlined_sources, present_code, present_file
 from intarsia.capture.frozen import FrozenKind, FrozenValue, change_line, keys_of, type_name
 from intarsia.capture.graph import Graph
 from intarsia.capture.scope import aliases_in, compiled_source, scope_of, with_aliases
@@ -118,14 +118,13 @@ def reading_of(
     codes = [code for graph in graphs for code in graph.codes]
     try:
         files, loaded = inlined_sources(codes, model)
-        variables = variables_in(codes)
     except LookupError as error:
         raise CannotRead(str(error.args[0])) from error
     for name, value in files.items():
         facts["file", name] = Fact("file", name, f"source of {name}", value)
     for place, value in loaded.items():
         facts["code", place] = Fact("code", place, f"code of {place}", value)
-    for name in variables:
+    for name in dict.fromkeys(name for graph in graphs for name in graph.variables):
         facts["variable", name] = Fact("variable", name, f"variable {name}", os.environ.get(name))
     return Reading(tuple(facts.values()), aliases, tuple(needs), tuple(imported))
 

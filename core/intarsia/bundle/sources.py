@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -93,31 +92,6 @@ def inlined_sources(codes: Iterable[CodeType], model: Any) -> tuple[dict[str, st
                 f"the source of {code.co_qualname} ({code.co_filename}) cannot be read"
             )
     return files, loaded
-
-
-_READS_VARIABLES = frozenset({"environ", "environb", "getenv"})
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-
-def variables_in(codes: Iterable[CodeType]) -> list[str]:
-    """Return the environment variables that inlined code may read, where some of it reads any.
-
-    Tracing reads them without a guard, so the code's own constants are all that tells.
-
-    Raises:
-        LookupError: some code reads the environment, and no constant names a variable.
-    """
-    inlined = [code for code in codes if not is_versioned(code.co_filename)]
-    readers = [code for code in inlined if _READS_VARIABLES & set(code.co_names)]
-    if not readers:
-        return []
-    constants = (c for code in inlined for c in code.co_consts if isinstance(c, str))
-    found = dict.fromkeys(c for c in constants if len(c) < 100 and _VARIABLE.fullmatch(c))
-    if not found:
-        raise LookupError(
-            f"{readers[0].co_qualname} reads variables of the environment without naming them"
-        )
-    return list(found)
 
 
 def _stands_in_file(code: CodeType) -> bool:

@@ -130,6 +130,7 @@ class Graph:
         frozen: Python values that tracing baked in.
         opaque: sources of values that cannot be compared later.
         codes: the code that tracing went through.
+        variables: the environment variables that it asked for.
         scope: what sources are evaluated in.
         seconds: how long the capture took.
         traces: how many frames were traced (regions included).
@@ -147,6 +148,7 @@ class Graph:
     frozen: tuple[FrozenValue, ...] = ()
     opaque: tuple[str, ...] = ()
     codes: tuple[CodeType, ...] = ()
+    variables: tuple[str, ...] = ()
     scope: Mapping[str, Any] = field(factory=dict, eq=False, repr=False)
     seconds: float = 0.0
     traces: int = 1

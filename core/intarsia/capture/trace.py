@@ -18,6 +18,7 @@ from intarsia.capture import nodes
 from intarsia.capture.call import Call, argument_values, bind_call, describe
 from intarsia.capture.conditions import only_about_one
 from intarsia.capture.dynamic import Dynamic, NamedDim, choose_hints, named_dims, resized
+from intarsia.capture.environment import variables_read
 from intarsia.capture.frozen import (
     FrozenValue,
     frame_scope,
@@ -105,7 +106,8 @@ def _traced(
         for entry in dims:
             torch_compat.mark_dynamic(by_path[str(entry.path)], entry.dim)
         try:
-            frame: torch_compat.FrameCapture = trace(model, args, kwargs)
+            with variables_read() as variables:
+                frame: torch_compat.FrameCapture = trace(model, args, kwargs)
         except Exception as error:
             if not torch_compat.is_capture_failure(error):
                 raise
@@ -116,7 +118,7 @@ def _traced(
                 '"intarsia"), which allows graph breaks.',
                 subject=describe(model),
             ) from error
-    return frame
+    return evolve(frame, variables=tuple(variables))
 
 
 class _Reader:
@@ -166,6 +168,7 @@ class _Reader:
             frozen=tuple(values),
             opaque=tuple(opaque),
             codes=self.frame.codes,
+            variables=self.frame.variables,
             scope=frame_scope(self.frame),
         )
 
