@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -75,6 +76,11 @@ def hook(handle: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def nothing() -> Iterator[None]:
+    yield
 
 
 @contextmanager
@@ -176,6 +182,62 @@ def test_a_start_whose_argument_has_another_attribute_is_right(name: str, tmp_pa
 
 NAME = "SURROUNDINGS_OF_A_TEST"
 ENVIRONMENT = os.environ
+HERE = sys.modules[__name__]
+
+
+class Plain:
+    """What a model holds that is no module."""
+
+    def scale(self) -> float:
+        return 2.0
+
+    @property
+    def shift(self) -> float:
+        return 0.25
+
+    @staticmethod
+    def step() -> float:
+        return 0.5
+
+    @classmethod
+    def part(cls) -> float:
+        return 0.75
+
+    def __getattr__(self, name: str) -> float:
+        return 0.125
+
+
+class Derived(Plain):
+    pass
+
+
+SHARED = Derived()
+
+
+class Holding(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.name = Derived(), Derived(), "NAME"
+        self.first, self.second, self.relu = Inner(), Inner(), torch.nn.ReLU()
+
+    @property
+    def extent(self) -> float:
+        return 1.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x * self.one.scale() + self.one.shift + Derived.step() + self.one.part()
+        y = y + self.one.elsewhere + self.extent + len((1, 2))
+        if self.one is self.other:
+            y = y * 3
+        if self.one is SHARED:
+            y = y * 5
+        if self.first is self.second:
+            y = y * 7
+        if os.environ.get(NAME) == "1":
+            y = y * 11
+        if ENVIRONMENT.get(f"{self.name}_OF_A_TEST") == "1":
+            y = y * 13
+        return self.relu(y)
 
 
 @contextmanager
@@ -183,6 +245,120 @@ def environment(name: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(name, "1")
         yield
+
+
+@contextmanager
+def one_module(model: Holding) -> Iterator[None]:
+    second = model.second
+    model.second = model.first
+    try:
+        yield
+    finally:
+        model.second = second
+
+
+HOLDING_CHANGES: dict[str, Callable[[Holding], AbstractContextManager[Any]]] = {
+    "a method of a base": lambda m: having(Plain, "scale", lambda self: 3.0),
+    "a method that hides a base's": lambda m: having(Derived, "scale", lambda self: 3.0),
+    "a property that hides a base's": lambda m: having(Derived, "shift", property(lambda s: 3.0)),
+    "a static method that hides a base's": lambda m: having(
+        Derived, "step", staticmethod(lambda: 3.0)
+    ),
+    "a class method": lambda m: having(Plain, "part", classmethod(lambda cls: 3.0)),
+    "an attribute of a class": lambda m: having(Derived, "elsewhere", 3.0),
+    "a property of the model": lambda m: having(Holding, "extent", property(lambda self: 3.0)),
+    "a forward of torch's": lambda m: having(torch.nn.ReLU, "forward", torch.nn.Tanh.forward),
+    "a global that hides a name of Python": lambda m: having(HERE, "len", lambda value: 3.0),
+    "two objects that are one": lambda m: having(m, "other", m.one),
+    "a global that is an object of the model": lambda m: having(HERE, "SHARED", m.one),
+    "two modules that are one": one_module,
+    "a variable that a global names": lambda m: environment(NAME),
+    "a variable whose name is computed": lambda m: environment("NAME_OF_A_TEST"),
+}
+
+
+@pytest.mark.parametrize("changed_first", [False, True])
+@pytest.mark.parametrize("change", HOLDING_CHANGES)
+def test_a_start_with_other_classes_and_objects_is_right(
+    change: str, changed_first: bool, tmp_path: Path
+) -> None:
+    model, cache = Holding().eval(), str(tmp_path)
+    if not changed_first:
+        start(model, cache)
+        assert start(model, cache).bundle_reads == 1
+    with HOLDING_CHANGES[change](model):
+        assert start(model, cache).bundle_reads == 0
+        assert start(model, cache).bundle_reads == 1
+    start(model, cache)
+    assert start(model, cache).bundle_reads == 1
+
+
+class Comparing(torch.nn.Module):
+    def forward(self, one: Plain, other: Plain, y: torch.Tensor) -> torch.Tensor:
+        return y * 2 if one is other else y * one.scale() * 3
+
+
+@pytest.mark.parametrize("change", ["one object", "a method of its class"])
+def test_a_start_whose_argument_is_another_object_is_right(change: str, tmp_path: Path) -> None:
+    x, model, one = torch.randn(3, 4), Comparing(), Derived()
+    patch = nothing() if change == "one object" else having(Derived, "scale", lambda self: 5.0)
+    for reads, other, around in (
+        (0, Derived(), nothing()),
+        (0, one, patch),
+        (1, Derived(), nothing()),
+    ):
+        other = Derived() if change != "one object" else other
+        with around:
+            compiled = intarsia.compile(
+                model, (one, other, x), compilers=["eager"], cache=str(tmp_path), strict=True
+            )
+            assert compiled.report.bundle_reads == reads
+            torch.testing.assert_close(compiled(one, other, x), model(one, other, x))
+
+
+class Packed(torch.Tensor):
+    """A wrapper whose dtype and shape do not tell those of the tensor inside."""
+
+    inner: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> Any:
+        made = torch.Tensor._make_wrapper_subclass(cls, (4, 4), dtype=torch.float32)
+        made.inner = inner
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["inner"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: Any, context: Any, size: Any, stride: Any) -> Packed:
+        return Packed(inner["inner"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return Packed(args[0].inner)
+        return func(
+            *(a.inner.float() if isinstance(a, Packed) else a for a in args), **(kwargs or {})
+        )
+
+
+class Weighted(torch.nn.Module):
+    def __init__(self, weight: torch.Tensor, registered: bool) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight, requires_grad=False) if registered else weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.mm(x, self.weight) * 2
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_a_weight_of_another_class_is_another_plan(registered: bool, tmp_path: Path) -> None:
+    values = torch.arange(16.0).reshape(4, 4)
+    for weight in (values, Packed(values), Packed(values.half())):
+        for reads in (0, 1):
+            report = start(Weighted(weight, registered), str(tmp_path))
+            assert report.bundle_reads == reads, type(weight)
 
 
 def by_global() -> str | None:

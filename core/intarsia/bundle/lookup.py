@@ -10,10 +10,12 @@ import torch
 from attrs import fields, frozen
 
 from intarsia import torch_compat
-from intarsia.bundle.sources import class_sources
+from intarsia.bundle.sources import class_sources, replaced_in_torch
 from intarsia.capture.call import Call, argument_values
 from intarsia.capture.dynamic import Dynamic
 from intarsia.capture.structure import Path, is_opaque, is_scalar
+from intarsia.capture.subclasses import tensor_kind
+from intarsia.capture.surroundings import ties_of
 from intarsia.compiling.identity import (
     compiler_factors,
     platform_factors,
@@ -209,6 +211,7 @@ def model_factors(model: Any) -> dict[str, str]:
     """Return what is known of a model without tracing it: classes, sources, structure, weights."""
     found = {f"source of {name}": text for name, text in class_sources(model).items()}
     owner = getattr(model, "__self__", model)
+    found["replaced in torch"] = replaced_in_torch(model)
     found["forward"] = function_identity(torch_compat.traced_function(model)[0])
     if not isinstance(owner, torch.nn.Module):
         found["model"] = function_identity(model)
@@ -219,6 +222,7 @@ def model_factors(model: Any) -> dict[str, str]:
     lengths = {path: _length(m) for path, m in modules if hasattr(m, "__len__")}
     training = [path for path, m in modules if m.training]
     found["model structure"] = plain_digest(kinds)
+    found["model ties"] = json.dumps(ties_of(module for _, module in modules))
     found["model lengths"] = json.dumps(lengths, sort_keys=True)
     found["training"] = plain_digest(training) if training else "off"
     found["replaced forwards"] = json.dumps(_replaced_forwards(modules))
@@ -259,6 +263,7 @@ def _weights(model: torch.nn.Module) -> dict[str, str]:
     strides: list[Any] = []
     devices: set[str] = set()
     ties: list[int] = []
+    classes: list[str] = []
     first: dict[int, int] = {}
     tensors = [*model.named_parameters(remove_duplicate=False)]
     count = len(tensors)
@@ -269,11 +274,13 @@ def _weights(model: torch.nn.Module) -> dict[str, str]:
         dtypes.append(dtype_name(value.dtype))
         strides.append(value.stride() if value.layout is torch.strided else str(value.layout))
         devices.add(value.device.type)
+        classes.append(tensor_kind(value))
         ties.append(first.setdefault(id(value), len(ties)))
     return {
         "weights": plain_digest([count, *names]), "weights shape": plain_digest(shapes),
         "weights dtype": plain_digest(dtypes), "weights stride": plain_digest(strides),
         "weights device": ", ".join(sorted(devices)), "weights ties": plain_digest(ties),
+        "weights class": plain_digest(classes) if any(classes) else "plain",
     }  # fmt: skip
 
 
@@ -283,7 +290,10 @@ def _weights(model: torch.nn.Module) -> dict[str, str]:
 def _arguments(asked: Asked) -> dict[str, str]:
     tensors: dict[str, torch.Tensor] = {}
     values: dict[str, Any] = {}
+    objects: dict[str, Any] = {}
     for path, value in argument_values(asked.call):
+        if not is_scalar(value) and not (isinstance(value, tuple) and not value):
+            objects[str(path)] = value
         if isinstance(value, torch.Tensor):
             tensors[str(path)] = value
         else:
@@ -294,7 +304,7 @@ def _arguments(asked: Asked) -> dict[str, str]:
         "arguments shape": json.dumps({p: _shape(p, t, asked.named) for p, t in tensors.items()}),
         "arguments dtype": json.dumps({p: dtype_name(t.dtype) for p, t in tensors.items()}),
         "arguments layout": json.dumps({p: _layout(t) for p, t in tensors.items()}),
-        "arguments ties": json.dumps(_ties(tensors)),
+        "arguments ties": json.dumps(_ties(objects)),
         "dynamic": json.dumps(sorted((p, d, n) for (p, d), n in asked.named.items())),
         "autocast": autocast_of(tensors.values()),
         "grad mode": "off",  # intarsia is inference; the factor is there for the day it is not
@@ -316,7 +326,7 @@ def _value(path: Path, value: Any) -> Iterator[tuple[str, Any]]:
             yield str(path), _plain(path, value)
     else:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        yield str(path), [kind, len(value) if hasattr(value, "__len__") else None]
+        yield str(path), [kind, len(value) if hasattr(type(value), "__len__") else None]
 
 
 def _plain(path: Path, value: Any) -> Any:
@@ -333,7 +343,8 @@ def _shape(path: str, tensor: torch.Tensor, named: Mapping[tuple[str, int], str]
 
 
 def _layout(tensor: torch.Tensor) -> str:
-    kind = "" if type(tensor) is torch.Tensor else f"{type(tensor).__qualname__} "
+    cls = "" if type(tensor) is torch.Tensor else f"{type(tensor).__qualname__} "
+    kind = f"{tensor_kind(tensor)} " if tensor_kind(tensor) else cls
     place = f"{kind}{tensor.device.type} {str(tensor.layout).removeprefix('torch.')}"
     if tensor.layout is not torch.strided:
         return place
@@ -346,10 +357,10 @@ def _stride_order(tensor: torch.Tensor) -> list[int]:
     return sorted(range(tensor.dim()), key=lambda dim: (-strides[dim], dim))
 
 
-def _ties(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
+def _ties(objects: Mapping[str, Any]) -> list[list[str]]:
     groups: dict[int, list[str]] = {}
-    for path, tensor in tensors.items():
-        groups.setdefault(id(tensor), []).append(path)
+    for path, value in objects.items():
+        groups.setdefault(id(value), []).append(path)
     return [paths for paths in groups.values() if len(paths) > 1]
 
 

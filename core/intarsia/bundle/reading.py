@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,20 +18,27 @@ from intarsia.bundle.codec import NotHere, decode, encode
 from intarsia.bundle.sources import inlined_sources, present_code, present_file
 from intarsia.capture.frozen import FrozenKind, FrozenValue, change_line, keys_of, type_name
 from intarsia.capture.graph import Graph
-from intarsia.capture.scope import aliases_in, compiled_source, scope_of, with_aliases
+from intarsia.capture.scope import (
+    aliases_in,
+    compiled_source,
+    is_elsewhere,
+    is_ours,
+    scope_of,
+    with_aliases,
+)
+from intarsia.capture.subclasses import tensor_kind
+from intarsia.capture.surroundings import globals_of, ties_of
+from intarsia.classes import class_digest
 from intarsia.digests import function_identity, plain_digest
 from intarsia.errors import IntarsiaError
 from intarsia.split.encode import CannotEncode, Encoded
 from intarsia.torch_compat import traced_function
 
-_BY_ADDRESS = re.compile(r"\bG\['_\d+_c\d+'\]")
-"""A name that Dynamo made of an object's address: it is another one in each process, and other sources lead
-to the object."""
 _GONE = "<gone>"
 _NOT_SOURCES = ("file", "code", "variable", "training")
 """The kinds of facts that are not read by evaluating a source."""
-_OURS = ("G['__import_intarsia", "G['__import_torch_dot__dynamo", "G['__import_torch_dot__inductor")
-"""Sources that regional capture and Dynamo's own stand-ins bring along: no part of the model."""
+_NOT_OF_CALLS = ("file", "code", "variable", "methods", "ties", "globals", "tensor")
+"""The kinds of facts that are compared when a plan is loaded, and not on calls."""
 
 
 class CannotRead(IntarsiaError):
@@ -130,8 +136,8 @@ def reading_of(
 
 
 def _facts(graph: Graph) -> Iterable[Fact]:
-    for entry in graph.frozen:
-        if entry.source.startswith(_OURS) or _BY_ADDRESS.search(entry.source):
+    for entry in (*graph.frozen, *graph.surroundings):
+        if not is_elsewhere(entry.source):
             continue
         value = entry.value
         if entry.kind == "function":
@@ -146,7 +152,7 @@ def _facts(graph: Graph) -> Iterable[Fact]:
 
 def _aliases(sources: Iterable[str], graph: Graph) -> dict[str, str]:
     try:
-        return aliases_in((s for s in sources if not s.startswith(_OURS)), graph.scope.get("G", {}))
+        return aliases_in((s for s in sources if not is_ours(s)), graph.scope.get("G", {}))
     except KeyError as error:
         raise CannotRead(
             f"the name {error} of Dynamo's means nothing in another process"
@@ -239,7 +245,8 @@ def _other(fact: Fact, flags: Mapping[str, bool]) -> Encoded:
 
 _READERS: Mapping[str, Callable[[Any], Encoded]] = {
     "value": encode, "length": len, "keys": lambda value: encode(keys_of(value)), "class": type_name,
-    "function": function_identity,
+    "function": function_identity, "methods": class_digest, "ties": lambda value: encode(ties_of(value)),
+    "globals": lambda value: encode(globals_of(value)), "tensor": tensor_kind,
 }  # fmt: skip
 
 
@@ -262,7 +269,7 @@ def frozen_again(reading: Reading, scope: dict[str, Any], model: Any) -> list[Fr
     modules = dict(model.named_modules()) if isinstance(model, torch.nn.Module) else {}
     made = []
     for fact in reading.facts:
-        if fact.kind in ("file", "code", "variable"):
+        if fact.kind in _NOT_OF_CALLS:
             continue
         value = decode(fact.value)
         made.append(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
@@ -11,20 +10,8 @@ from typing import Any
 
 import torch
 
-import intarsia
-from intarsia.digests import code_digest, digest, file_digest, module_file
-
-_STDLIB = sysconfig.get_paths()["stdlib"]
-_KNOWN_BY_VERSION = (str(Path(torch.__file__).parent), str(Path(intarsia.__file__).parent))
-"""Folders whose files change only with a version that every key has (ours with its sources' hash)."""
-
-
-def is_versioned(path: str) -> bool:
-    """Say whether a file is part of torch, intarsia or Python itself."""
-    if path.startswith("<frozen "):
-        return True
-    in_stdlib = path.startswith(_STDLIB) and "site-packages" not in path
-    return in_stdlib or path.startswith(_KNOWN_BY_VERSION)
+from intarsia.classes import is_versioned, is_versioned_class, members_digest
+from intarsia.digests import code_digest, digest, file_digest, module_file, plain_digest
 
 
 def class_sources(model: Any) -> dict[str, str]:
@@ -36,12 +23,8 @@ def class_sources(model: Any) -> dict[str, str]:
     """
     found: dict[str, list[str]] = {}
     for cls in _classes_of(model):
-        path = module_file(cls.__module__)
-        if path is not None and is_versioned(path):
-            continue
-        if path is None and cls.__module__.split(".")[0] in ("torch", "builtins"):
-            continue
-        found.setdefault(cls.__module__, []).append(f"{cls.__qualname__} {_class_digest(cls)}")
+        if not is_versioned_class(cls):
+            found.setdefault(cls.__module__, []).append(f"{_order(cls)} {members_digest(cls)}")
     if not isinstance(model, torch.nn.Module):
         function = getattr(model, "__func__", model)
         code = getattr(function, "__code__", None)
@@ -51,21 +34,22 @@ def class_sources(model: Any) -> dict[str, str]:
             for name, parts in found.items()}  # fmt: skip
 
 
+def _order(cls: type) -> str:
+    return ", ".join(base.__qualname__ for base in cls.__mro__)
+
+
+def replaced_in_torch(model: Any) -> str:
+    """Return a hash of what others have put into the classes of torch that a model uses."""
+    classes = [cls for cls in (*_classes_of(model), torch.Tensor) if is_versioned_class(cls)]
+    return plain_digest({f"{c.__module__}.{c.__qualname__}": members_digest(c) for c in classes})
+
+
 def _classes_of(model: Any) -> list[type]:
     modules = model.modules() if isinstance(model, torch.nn.Module) else ()
     owner = getattr(model, "__self__", None)
     instances = [*modules, *(() if owner is None else (owner,))]
     classes = dict.fromkeys(type(value) for value in instances)
     return list(dict.fromkeys(base for cls in classes for base in cls.__mro__))
-
-
-def _class_digest(cls: type) -> str:
-    """Return a hash of the code of a class's methods."""
-    codes = [
-        f"{name} {code_digest(value.__code__)}" for name, value in sorted(vars(cls).items())
-        if isinstance(value, FunctionType)
-    ]  # fmt: skip
-    return digest(*codes)
 
 
 def inlined_sources(codes: Iterable[CodeType], model: Any) -> tuple[dict[str, str], dict[str, str]]:

@@ -31,9 +31,21 @@ _CLASSES = {"TYPE_MATCH", "MODULE_MATCH", "NN_MODULE"}
 # Whoever watches the replacement of weights registers these, we among them; a forward does not read them.
 _UNREAD = re.compile(r"\b_global_(module|parameter|buffer)_registration_hooks\b")
 
-FrozenKind: TypeAlias = Literal["value", "length", "keys", "class", "function", "training"]
+FrozenKind: TypeAlias = Literal[
+    "value",
+    "length",
+    "keys",
+    "class",
+    "function",
+    "training",
+    "methods",
+    "ties",
+    "globals",
+    "tensor",
+]
 """What of a source is compared: the value, its length, its keys in order, the name of its class, its
-identity as a function or class; "training" is a module's flag."""
+identity as a function or class, the code of a class, which of several objects are one, which of some
+names a module has, the class of a tensor; "training" is a module's flag."""
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device,
           torch.layout, torch.memory_format, enum.Enum)  # fmt: skip
 

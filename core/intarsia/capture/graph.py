@@ -128,6 +128,7 @@ class Graph:
         result: how to build the model's result from the graph's outputs.
         effects: writes to argument objects after the graph ran.
         frozen: Python values that tracing baked in.
+        surroundings: what of the classes and identities of objects was baked in.
         opaque: sources of values that cannot be compared later.
         codes: the code that tracing went through.
         variables: the environment variables that it asked for.
@@ -146,6 +147,7 @@ class Graph:
     result: Template | None = None
     effects: tuple[Effect, ...] = ()
     frozen: tuple[FrozenValue, ...] = ()
+    surroundings: tuple[FrozenValue, ...] = ()
     opaque: tuple[str, ...] = ()
     codes: tuple[CodeType, ...] = ()
     variables: tuple[str, ...] = ()

@@ -15,6 +15,11 @@ from types import CellType, CodeType, ModuleType
 from typing import Any
 
 _MADE_UP = re.compile(r"\bG\['(__import_\w+|__builtins_dict___\d+|___unnamed_scope_\w+)'\]")
+_BY_ADDRESS = re.compile(r"\bG\['_\d+_c\d+'\]")
+"""A name that Dynamo made of an object's address: it is another one in each process, and other sources lead
+to the object."""
+_OURS = ("G['__import_intarsia", "G['__import_torch_dot__dynamo", "G['__import_torch_dot__inductor")
+"""Sources that regional capture and Dynamo's own stand-ins bring along: no part of the model."""
 
 
 class Locals(dict[str, Any]):
@@ -72,6 +77,16 @@ def with_aliases(f_globals: Mapping[str, Any], aliases: Mapping[str, str]) -> di
     for name, module in aliases.items():
         made[name] = importlib.import_module(module) if module else vars(builtins)
     return made
+
+
+def is_ours(source: str) -> bool:
+    """Say whether a source leads to what tracing itself brought along."""
+    return source.startswith(_OURS)
+
+
+def is_elsewhere(source: str) -> bool:
+    """Say whether a source may lead to a part of the model in another process, too."""
+    return not is_ours(source) and _BY_ADDRESS.search(source) is None
 
 
 def compiled_source(source: str) -> CodeType | None:

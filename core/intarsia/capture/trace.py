@@ -50,6 +50,7 @@ from intarsia.capture.structure import (
     template_of,
     walk,
 )
+from intarsia.capture.surroundings import surroundings
 from intarsia.errors import CaptureError
 
 _HAS = re.compile(r"hasattr\((?P<of>.+), '(?P<name>\w+)'\)")
@@ -154,6 +155,7 @@ class _Reader:
         values, opaque = frozen_values(self.frame)
         self._refuse_replicated(run.effects)
         self._refuse_state(run, values)
+        given = [value for _, value in argument_values(self.call)]
         assert self.frame.module is not None
         return Graph(
             module=normalise(self.frame.module, names),
@@ -166,6 +168,7 @@ class _Reader:
             result=run.result,
             effects=tuple(run.effects),
             frozen=tuple(values),
+            surroundings=tuple(surroundings(self.frame, given)),
             opaque=tuple(opaque),
             codes=self.frame.codes,
             variables=self.frame.variables,
