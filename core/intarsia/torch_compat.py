@@ -1085,6 +1085,41 @@ def compiled_kernel(argument_types: Sequence[str], source: str) -> Callable[...,
     return made
 
 
+def pattern_matcher(
+    pattern: Callable[..., Any], replacement: Callable[..., Any], examples: list[Any],
+    check: Callable[[Mapping[str, Any]], bool] | None, numbers: Mapping[str, float], *, functional: bool,
+) -> Any:  # fmt: skip
+    """Return torch's matcher for one pattern; `apply(graph)` replaces and returns how often."""
+    from torch._inductor.pattern_matcher import PatternMatcherPass, register_replacement
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def trace(function: Callable[..., Any], args: Sequence[Any], *_: Any, **__: Any) -> Any:
+        if functional:
+            function = torch.func.functionalize(function, remove="mutations_and_views")
+        with size_oblivious(), torch.no_grad():
+            made = make_fx(function, tracing_mode="real")(*args)
+        made.graph.eliminate_dead_code()
+        made.recompile()
+        return made
+
+    def fits(match: Any) -> bool:
+        return check is None or check({name: _shown(value) for name, value in match.kwargs.items()})
+
+    matcher = PatternMatcherPass(pass_name=getattr(pattern, "__name__", "pattern"))
+    register_replacement(
+        pattern, replacement, examples, trace, [matcher], extra_check=fits,
+        scalar_workaround=dict(numbers), get_decomp_fn=dict,
+    )  # fmt: skip
+    return matcher
+
+
+def _shown(value: Any) -> Any:
+    if not isinstance(value, torch.fx.Node):
+        return value
+    found = value.meta.get("val")
+    return value.meta.get("example_value") if found is None else found
+
+
 def inductor_slot(name: str) -> Any:
     """Return the pass that torch's own config has in one of Inductor's slots, or None."""
     import torch._inductor.config
@@ -1403,6 +1438,8 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch._inductor.config:get_config_copy",
         "torch._inductor.config:custom_should_partition_ops",
         "torch._inductor.custom_graph_pass:CustomGraphPass",
+        "torch._inductor.pattern_matcher:PatternMatcherPass.apply",
+        "torch._inductor.pattern_matcher:register_replacement",
         "torch._inductor.config:pre_grad_custom_pass",
         "torch._inductor.config:joint_custom_post_pass",
         "torch._inductor.config:post_grad_custom_pre_pass",

@@ -1,0 +1,65 @@
+"""Passes that replace a pattern: two functions, example inputs, and a check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from attrs import define, field
+from torch import fx
+
+from intarsia import torch_compat
+from intarsia.capture import nodes
+from intarsia.digests import function_identity, source_digest
+
+__all__ = ["Match", "PatternPass"]
+
+Match = Mapping[str, Any]
+"""What a pattern's parameters stand for in the graph: fake tensors and numbers, by name."""
+
+
+@define(eq=False)
+class PatternPass:
+    """Replaces what a function computes by what another one does, at the stage "piece-aten".
+
+    Both are traced to ATen operators as pieces are, in the form that the piece has: functional, or with
+    mutation where the piece writes to its inputs. A match is traced again at its own shapes before it is
+    replaced, so that sizes that the example inputs brought along do not count.
+
+    Attributes:
+        pattern: computes what is looked for. Its parameters are the tensors that go in.
+        replacement: computes the same of the same parameters.
+        examples: returns an example of each parameter; small tensors, on any device.
+        check: `(match) -> bool` on the fake tensors of a match; None: every match is replaced.
+        numbers: parameters that are Python numbers, with the value that they have in the trace of the pattern;
+            any number matches there. Each must be one that the pattern holds nowhere else.
+    """
+
+    pattern: Callable[..., Any]
+    replacement: Callable[..., Any]
+    examples: Callable[[], Sequence[Any]]
+    check: Callable[[Match], bool] | None = None
+    numbers: Mapping[str, float] = field(factory=dict)
+    _matchers: dict[bool, Any] = field(factory=dict)
+
+    def __call__(self, graph: fx.Graph) -> int:
+        """Replace every match; returns how many there were."""
+        functional = not _writes(graph)
+        if functional not in self._matchers:
+            self._matchers[functional] = torch_compat.pattern_matcher(
+                self.pattern, self.replacement, list(self.examples()), self.check, self.numbers,
+                functional=functional,
+            )  # fmt: skip
+        return int(self._matchers[functional].apply(graph))
+
+    def uuid(self) -> str:
+        """Return the identity of the functions and of the modules that they stand in."""
+        functions = [self.pattern, self.replacement, self.examples, *filter(None, [self.check])]
+        modules = dict.fromkeys(f.__module__ for f in functions)
+        names = [function_identity(f) for f in functions]
+        return repr([names, source_digest(modules), sorted(self.numbers.items())])
+
+
+def _writes(graph: fx.Graph) -> bool:
+    """Say whether a graph writes to something, so that it is no functional form."""
+    return any(nodes.mutated_arguments(node) for node in graph.nodes)
