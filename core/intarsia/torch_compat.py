@@ -1093,11 +1093,10 @@ def pattern_matcher(
     from torch._inductor.pattern_matcher import PatternMatcherPass, register_replacement
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    def trace(function: Callable[..., Any], args: Sequence[Any], *_: Any, **__: Any) -> Any:
-        if functional:
-            function = torch.func.functionalize(function, remove="mutations_and_views")
+    def trace(fn: Any, *args: Any, **_: Any) -> torch.fx.GraphModule:
+        run = torch.func.functionalize(fn, remove="mutations_and_views") if functional else fn
         with size_oblivious(), torch.no_grad():
-            made = make_fx(function, tracing_mode="real")(*args)
+            made = make_fx(run, tracing_mode="real")(*args[0])
         made.graph.eliminate_dead_code()
         made.recompile()
         return made

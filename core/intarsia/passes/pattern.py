@@ -31,8 +31,8 @@ class PatternPass:
         replacement: computes the same of the same parameters.
         examples: returns an example of each parameter; small tensors, on any device.
         check: `(match) -> bool` on the fake tensors of a match; None: every match is replaced.
-        numbers: parameters that are Python numbers, with the value that they have in the trace of the pattern;
-            any number matches there. Each must be one that the pattern holds nowhere else.
+        numbers: parameters that are Python numbers, with the value that they have in the trace of the
+            pattern; any number matches there. Each must be one that the pattern holds nowhere else.
     """
 
     pattern: Callable[..., Any]
