@@ -173,6 +173,7 @@ class Recorder:
         """
         checks, given = self._inputs(inputs, known)
         results = tuple(function(*given))
+        results = _uncopied(results, inputs, checks, given)
         try:
             call, outputs = self._recorded(name, function, given, checks, general)
         except Exception as error:
@@ -265,6 +266,30 @@ class Recorder:
             self.links.add(value, view)
             found.append(_Output(view))
         return found
+
+
+def _uncopied(
+    results: tuple[Any, ...], inputs: Sequence[Any], checks: list[_Input], given: list[Any]
+) -> tuple[Any, ...]:
+    """Let no input be copied whose memory a result has, and give the results the caller's memory.
+
+    At some sizes an operator returns its input, as `contiguous` does for one row: nobody knew it before the
+    call ran. Later copies would overwrite what is returned.
+    """
+    copied = {start_of(c.value): (i, c.value) for i, c in enumerate(checks) if c.kind == "copied"}
+    found: list[Any] = []
+    for result in results:
+        start = start_of(result) if isinstance(result, torch.Tensor) else 0
+        if not start or start not in copied:
+            found.append(result)
+            continue
+        position, static = copied[start]
+        original = given[position] = inputs[position]
+        checks[position] = _Input("fixed", None, _Place.of(original), "general")
+        offset = original.storage_offset() + result.storage_offset() - static.storage_offset()
+        found.append(original.as_strided(result.shape, result.stride(), offset)
+                     if result.dtype == original.dtype else result.clone())  # fmt: skip
+    return tuple(found)
 
 
 def start_of(tensor: torch.Tensor) -> int:
