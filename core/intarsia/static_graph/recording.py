@@ -178,11 +178,18 @@ class Recorder:
             call, outputs = self._recorded(name, function, given, checks, general)
         except Exception as error:
             raise NotRecorded(results) from error
+        try:
+            self._fill(outputs, results)
+        except Exception as error:
+            call.release()
+            raise NotRecorded(results) from error
+        return call, outputs
+
+    def _fill(self, outputs: Sequence[Any], results: Sequence[Any]) -> None:
         with torch.no_grad():
             for output, result in zip(outputs, results, strict=True):
                 if isinstance(output, torch.Tensor) and self.links.view(output) is not None:
-                    output.copy_(result)
-        return call, outputs
+                    copy_values(output, result)
 
     def _recorded(
         self, name: str, function: Forward, given: Sequence[Any], checks: Sequence[_Input],
@@ -305,6 +312,19 @@ def is_plain(tensor: torch.Tensor) -> bool:
         and not tensor.is_conj()
         and not tensor.is_neg()
     )
+
+
+def copy_values(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy a tensor to another of its form, also where several elements are at one place."""
+    if repeats(target) and target.stride() == source.stride():
+        target, source = _span(target), _span(source)
+    target.copy_(source)
+
+
+def _span(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the memory from a tensor's first element to its last."""
+    count = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.as_strided((count,), (1,), tensor.storage_offset())
 
 
 def repeats(tensor: torch.Tensor) -> bool:

@@ -18,6 +18,7 @@ import torch
 from attrs import define, field, frozen
 
 from intarsia.interfaces import Box, PieceSignature, StaticGraphSpec, Stream
+from intarsia.static_graph.recording import copy_values
 
 FAULTS = ("begin", "first", "last", "end", "replay", "measure", "memory")
 """Where a fault may be injected: see `NullDevice.fail`."""
@@ -120,7 +121,7 @@ class _Call:
     def run(self) -> None:
         made = _listed(self.function(*self.inputs))
         for number, target in self.results:
-            target.copy_(made[number])
+            copy_values(target, made[number])
 
 
 @define(eq=False)
