@@ -78,9 +78,7 @@ class NullPool:
         block = kind.from_address(address)
         weakref.finalize(block, self._give, address, size)
         made = torch.frombuffer(block, dtype=torch.uint8).fill_(0xFF)
-        return torch.empty(0, dtype=tensor.dtype).set_(
-            made.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
-        )
+        return _over(made.untyped_storage(), tensor)
 
     def _block(self, needed: int) -> tuple[int, int]:
         with self._lock:
@@ -242,20 +240,30 @@ class NullDevice:
             made = _listed(function(*copies))
         results: list[Any] = []
         places: list[tuple[int, Any]] = []
+        owned: dict[int, torch.UntypedStorage] = {}
         for number, value in enumerate(made):
             if not isinstance(value, torch.Tensor):
                 results.append(value)
                 continue
             own = _same_place(value, copies, inputs)
             if own is None:
-                self.failing("memory")
-                own = unfinished.pool.empty_like(value)
+                own = self._own(value, unfinished.pool, owned)
                 places.append((number, _borrowed(own)))
             results.append(own)
         lent = tuple(_borrowed(v) if isinstance(v, torch.Tensor) else v for v in inputs)
         unfinished.calls.append(_Call(function, lent, tuple(places)))
         self.failing("last")
         return tuple(results)
+
+    def _own(
+        self, value: torch.Tensor, pool: NullPool, owned: dict[int, torch.UntypedStorage]
+    ) -> torch.Tensor:
+        """Return a result's place: results that share memory share it in the pool too."""
+        start = value.untyped_storage().data_ptr()
+        if start not in owned or not start:
+            self.failing("memory")
+            owned[start] = pool.empty_like(value).untyped_storage()
+        return _over(owned[start], value)
 
     def end(self) -> NullRecording:
         """Finish the recording."""
@@ -305,12 +313,14 @@ def _copies(inputs: Sequence[Any]) -> list[Any]:
             continue
         storage = value.untyped_storage()
         copy = storages.setdefault(storage.data_ptr(), storage.clone())
-        made.append(
-            torch.empty(0, dtype=value.dtype).set_(
-                copy, value.storage_offset(), value.shape, value.stride()
-            )
-        )
+        made.append(_over(copy, value))
     return made
+
+
+def _over(storage: torch.UntypedStorage, like: torch.Tensor) -> torch.Tensor:
+    """Return a tensor over a storage that lies in it as another does in its own."""
+    made = torch.empty(0, dtype=like.dtype)
+    return made.set_(storage, like.storage_offset(), like.shape, like.stride())
 
 
 def _same_place(value: torch.Tensor, copies: Sequence[Any], inputs: Sequence[Any]) -> Any:
