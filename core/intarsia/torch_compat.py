@@ -62,8 +62,9 @@ def borrowed(tensor: torch.Tensor) -> torch.Tensor:
     view = torch._C._construct_storage_from_data_pointer(
         storage.data_ptr(), tensor.device, storage.nbytes()
     )
-    made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return made.set_(view, tensor.storage_offset(), tensor.shape, tensor.stride())
+    with torch.inference_mode(False):  # whoever replays may write to it outside inference mode too
+        made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        return made.set_(view, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 # ------------------------------------------------------------------------------------------ capture

@@ -26,13 +26,16 @@ class Inputs:
 
     def like(self, slot: int, tensor: torch.Tensor) -> torch.Tensor:
         """Return memory for the `slot`-th copied input, with a tensor's dtype, shape and stride."""
-        count = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+        extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+        count = 1 + extent if tensor.numel() else 0
         needed = count * tensor.element_size()
         flat = self._flat.get((slot, tensor.device))
         if flat is None or flat.numel() < needed:
-            flat = torch.empty(needed, dtype=torch.uint8, device=tensor.device)
+            with torch.inference_mode(False):  # it is written to in calls of any mode
+                flat = torch.empty(needed, dtype=torch.uint8, device=tensor.device)
             self._flat[slot, tensor.device] = flat
-        return flat[:needed].view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
+        with torch.inference_mode(False):
+            return flat[:needed].view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
 
     def bytes(self) -> int:
         """Return how much memory that is."""
