@@ -75,16 +75,21 @@ class Forwards:
         got = [f"    {self._results}= _values"] if self.stitching.results else []
         return self._bound("forward", [*got, *self._rest], {}, {"_values": values})
 
-    def piecewise(self, pieces: Mapping[int, Forward], cloned: Iterable[str], lock: Any) -> Forward:
+    def piecewise(
+        self, pieces: Mapping[int, Forward], cloned: Iterable[str], lock: Any, released: list[bool]
+    ) -> Forward:
         """Return the forward whose pieces are replays; the caller gets clones of some results."""
-        return self._locked([*self._work, *_clones(cloned), *self._rest], pieces, lock, {})
+        lines = [*self._work, *_clones(cloned), *self._rest]
+        return self._locked(lines, pieces, lock, {"_released": released})
 
-    def full(self, whole: Forward, cloned: Iterable[str], lock: Any) -> Forward:
+    def full(
+        self, whole: Forward, cloned: Iterable[str], lock: Any, released: list[bool]
+    ) -> Forward:
         """Return the forward whose work is one replay."""
         call = f"_whole({self._names})"
         got = f"    {self._results}= {call}" if self.stitching.results else f"    {call}"
         lines = [got, *_clones(cloned), *self._rest]
-        return self._locked(lines, {}, lock, {"_whole": whole})
+        return self._locked(lines, {}, lock, {"_whole": whole, "_released": released})
 
     def _locked(
         self, lines: Sequence[str], pieces: Mapping[int, Forward], lock: Any,
@@ -92,8 +97,11 @@ class Forwards:
     ) -> Forward:  # fmt: skip
         tests = " or ".join(self.box.plan.conversions.tests)
         head = [f"    if {tests}:", f"        return _converted({self._names})"] if tests else []
-        held = ["    with _lock:", *(f"    {line}" for line in lines)]
-        return self._bound("forward", [*head, *held], pieces, {**more, "_lock": lock})
+        # While a call waits for the lock, its recordings may be released.
+        held = ["    with _lock:", "        if not _released:", *(f"        {line}" for line in lines),
+                f"    return _general({self._names})"]  # fmt: skip
+        values = {**more, "_lock": lock, "_general": lambda *given: self.box.forward(*given)}
+        return self._bound("forward", [*head, *held], pieces, values)
 
     def _bound(
         self, name: str, lines: Sequence[str], pieces: Mapping[int, Forward],

@@ -36,6 +36,7 @@ class RecordedPlan:
         weights: what the plan was bound to when it was recorded.
         reasons: why pieces were not recorded.
         kept: results that stay in the recordings' memory between calls.
+        released: not empty once the recordings are released; `forward` then runs the bound plan.
     """
 
     mode: Mode
@@ -44,6 +45,7 @@ class RecordedPlan:
     weights: Sequence[Any]
     reasons: Sequence[str] = ()
     kept: Sequence[Any] = ()
+    released: list[bool] = field(factory=list)
 
     def cost(self) -> dict[str, int]:
         """Return what the recordings take of each resource."""
@@ -54,7 +56,8 @@ class RecordedPlan:
         return total
 
     def release(self) -> None:
-        """Give back what the recordings hold."""
+        """Give back what the recordings hold; the pool's lock is held."""
+        self.released.append(True)
         for call in self.calls:
             call.release()
         self.kept = ()
@@ -184,8 +187,10 @@ class PlanRecorder:
             self.budget.take(call.cost)
         except OutOfBudget as error:
             return self.dropped([call], result, error)
-        forward = forwards.full(call.replay, cloned, self.pool.lock)
-        return Recorded(RecordedPlan("full", forward, [call], self.box.weights, (), kept), result)
+        released: list[bool] = []
+        forward = forwards.full(call.replay, cloned, self.pool.lock, released)
+        plan = RecordedPlan("full", forward, [call], self.box.weights, (), kept, released)
+        return Recorded(plan, result)
 
     def dropped(self, calls: Sequence[RecordedCall], result: Any, error: OutOfBudget) -> Recorded:
         """Release recordings for which there is no room."""
@@ -244,12 +249,14 @@ class _Pass:
         calls = list(self.calls.values())
         if self.over is not None:
             return recorder.dropped(calls, result, self.over)
+        released: list[bool] = []
         forward = forwards.piecewise(
-            {**general, **self._replays()}, self.cloned, recorder.pool.lock
+            {**general, **self._replays()}, self.cloned, recorder.pool.lock, released
         )
-        return Recorded(
-            RecordedPlan("piecewise", forward, calls, box.weights, self.reasons, self.kept), result
+        plan = RecordedPlan(
+            "piecewise", forward, calls, box.weights, self.reasons, self.kept, released
         )
+        return Recorded(plan, result)
 
     def _replays(self) -> dict[int, Forward]:
         """Return what runs the pieces of which something was recorded."""
