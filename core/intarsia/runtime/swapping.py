@@ -39,6 +39,11 @@ class Swappable:
     static_graphs: StaticGraphs | None = field(default=None, init=False)
     _lock: threading.RLock = field(factory=threading.RLock, init=False, repr=False)
 
+    @property
+    def lock(self) -> threading.RLock:
+        """What is held while plans are bound, swapped or recorded; taken before a pool's lock."""
+        return self._lock
+
     def swap(self, functions: Mapping[int, PieceFunction]) -> bool:
         """Put others in the place of pieces, given by the id of the callable; says whether that was done.
 

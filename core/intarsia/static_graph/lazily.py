@@ -68,7 +68,7 @@ class LazyRecording:
         mode = left.pop(0)
         assert graphs.pool is not None
         try:
-            with graphs.pool.recording():
+            with graphs.plans.lock, graphs.pool.recording():
                 recorded = graphs.record_call(box, arguments, sizes, key, mode)
         except OutOfBudget as error:
             self._stop(str(error))

@@ -123,7 +123,6 @@ class StaticGraphs:
     budget: Budget | None = None
     recorded: dict[Any, _Recordings] = field(factory=dict)
     _owns_pool: bool = True
-    _lock: threading.RLock = field(factory=threading.RLock, alias="_lock")
 
     def __attrs_post_init__(self) -> None:
         known = [(p, p.partition(".")[0].partition("[")[0]) for p in self.paths]
@@ -151,7 +150,9 @@ class StaticGraphs:
         if self.plans.is_frozen:
             raise RecordError(f"{self.name} is frozen", why="nothing is recorded after freeze()",
                               next_step="Record before freeze().", subject=self.name)  # fmt: skip
-        with self._lock, self.plans.events.phase("record") as told:
+        # A call during the phase may bind the plans anew, and a rebind elsewhere releases recordings: both
+        # take the plans' lock first, then the pool's.
+        with self.plans.lock, self.plans.events.phase("record") as told:
             planned = self._sizes(sizes)
             self.open(pool, budget)
             tasks = [(s, k, m) for s in planned for k in keys for m in self.settings.modes]
