@@ -72,7 +72,7 @@ def record(
     made = RecordedFunction(
         fn, describe(fn), place.components, settings_of(place.resolved.config, plugins, place.device_type),
         EventStream(describe(fn), (plugins.emit,)),
-        pool or _pool(place, place.components), owns_pool=pool is None,
+        pool or _pool(place, place.components),
     )  # fmt: skip
     made.record(args, kwargs)
     return made
@@ -110,7 +110,6 @@ class RecordedFunction:
     settings: Any
     events: EventStream
     pool: Pool
-    owns_pool: bool = True
     is_frozen: bool = False
     _calls: dict[Key, _Recorded] = field(factory=dict)
     _budget: Budget | None = None
@@ -118,6 +117,7 @@ class RecordedFunction:
     _is_stale: list[bool] = field(factory=lambda: [False])
 
     def __attrs_post_init__(self) -> None:
+        self.pool.join(self)
         module = _module_of(self.fn)
         if module is not None:
             # A weight that is replaced by another tensor leaves the recorded one behind.
@@ -218,8 +218,7 @@ class RecordedFunction:
         with self._lock:
             for key in list(self._calls):
                 self._release(self._calls.pop(key))
-            if self.owns_pool:
-                self.pool.release()
+            self.pool.leave(self)
 
     def _drop_stale(self) -> None:
         if not self._is_stale[0]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,10 +61,24 @@ class Pool:
     handle: Any = field(init=False)
     stream: Stream = field(init=False)
     inputs: Inputs = field(factory=Inputs)
+    _users: weakref.WeakSet[Any] = field(factory=weakref.WeakSet, init=False)
+    _end: Any = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.handle = self.backend.new_pool(self.device)
         self.stream = self.ops.stream()
+        self._end = weakref.finalize(self, self.backend.release_pool, self.handle)
+        self._end.atexit = False
+
+    def join(self, user: Any) -> None:
+        """Note who records into the pool."""
+        self._users.add(user)
+
+    def leave(self, user: Any) -> None:
+        """Note that somebody's recordings are released; the last who leaves gives the memory back."""
+        self._users.discard(user)
+        if not self._users:
+            self.release()
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -80,7 +95,7 @@ class Pool:
 
     def release(self) -> None:
         """Give the memory back; the recordings were released before."""
-        self.backend.release_pool(self.handle)
+        self._end()
         self.inputs = Inputs()
         self.ops.empty_cache()
 

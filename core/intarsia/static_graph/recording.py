@@ -128,6 +128,7 @@ class RecordedCall:
 
     Attributes:
         name: what messages call it.
+        pool: where its memory is.
         cost: what it takes of each resource.
         replay: checks the inputs, replays, and returns the outputs; runs `general` where an input does
             not fit.
@@ -136,14 +137,26 @@ class RecordedCall:
 
     name: str
     recording: Recording
+    pool: Pool
     cost: dict[str, int]
     replay: Forward
     kept: list[Any] = field(factory=list)
+    _end: Any = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        # A model that nobody closes gives back what it holds when it is gone.
+        self._end = weakref.finalize(self, _release, self.recording, self.pool)
+        self._end.atexit = False
 
     def release(self) -> None:
         """Give back what the recording holds."""
-        self.recording.release()
+        self._end()
         self.kept.clear()
+
+
+def _release(recording: Recording, pool: Pool) -> None:
+    """Release a recording before its pool, which this keeps until then."""
+    recording.release()
 
 
 @frozen
@@ -211,7 +224,7 @@ class Recorder:
             raise
         replay = _replay_function(name, recording, checks, shapes, general, self.on_differs)
         kept = [c.value for c in checks if c.kind == "copied"]
-        return RecordedCall(name, recording, cost, replay, kept), outputs
+        return RecordedCall(name, recording, pool, cost, replay, kept), outputs
 
     def _run(self, function: Forward, inputs: Sequence[Any]) -> Any:
         run = getattr(self.pool.backend, "run", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -167,6 +168,8 @@ class Segments:
         recorder = _SegmentRecorder(rehearsal, pool, budget)
         made = cls({}, {}, [], recorder.recordings, recorder.cost, [], None, settings.owned,
                    recorder.kept, differs)  # fmt: skip
+        # Functions that nobody closes give back what they hold when they are gone.
+        weakref.finalize(made, _release_all, recorder.recordings, pool).atexit = False
         given = [made._placed(i, v, rehearsal, pool) for i, v in enumerate(leaves)]
         try:
             args, kwargs = torch_compat.unflattened(given, form)
@@ -242,10 +245,8 @@ class Segments:
 
     def release(self, budget: Budget) -> None:
         """Give back what the recordings hold."""
-        for recording in self.recordings:
-            recording.release()
+        _release_all(self.recordings)
         budget.give(self.cost)
-        self.recordings.clear()
         self.cost.clear()
         self.steps = []
         self.kept.clear()
@@ -350,6 +351,12 @@ class _SegmentRecorder:
                 results.append((number, value))
         self.steps.append(_Eager(op, lent, form, tuple(results)))
         return result
+
+
+def _release_all(recordings: list[Recording], _pool: Pool | None = None) -> None:
+    """Release recordings before their pool, which a finaliser keeps until then."""
+    while recordings:
+        recordings.pop().release()
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

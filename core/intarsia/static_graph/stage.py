@@ -122,7 +122,6 @@ class StaticGraphs:
     pool: Pool | None = None
     budget: Budget | None = None
     recorded: dict[Any, _Recordings] = field(factory=dict)
-    _owns_pool: bool = True
 
     def __attrs_post_init__(self) -> None:
         known = [(p, p.partition(".")[0].partition("[")[0]) for p in self.paths]
@@ -222,9 +221,10 @@ class StaticGraphs:
                     f"{self.name} has recordings in another pool",
                     next_step="Name the pool at the first record().", subject="pool",
                 )  # fmt: skip
-            self.pool, self._owns_pool = pool, False
+            self.pool = pool
         if self.pool is None:
             self.pool = Pool(self.backend, self.device, self.device_ops)
+        self.pool.join(self)
         left = dict(self.backend.budget(self.device))
         chosen = dict(budget if budget is not None else self.settings.limits)
         used = dict(self.budget.used) if self.budget is not None else {}
@@ -449,12 +449,12 @@ class StaticGraphs:
         return sum(len(p.calls) for r in self.recorded.values() for p in r.plans.values())
 
     def close(self) -> None:
-        """Release every recording, and the pool unless it is somebody else's."""
+        """Release every recording, and the pool unless others record into it."""
         for at, found in list(self.recorded.items()):
             for key, mode in list(found.plans):
                 self.forget(self.plans.dispatcher.values_of(at), key, mode)
-        if self.pool is not None and self._owns_pool:
-            self.pool.release()
+        if self.pool is not None:
+            self.pool.leave(self)
         self.pool = None
 
     # -- help
