@@ -153,8 +153,8 @@ class PlanRecorder:
         A piece that cannot be recorded stays as it is.
 
         Raises:
-            Whatever a piece raises when it runs, and in strict mode what recording it raised. Nothing is left
-            of the recordings then.
+            RecordError: in strict mode, with what recording a piece raised as the cause.
+            Whatever a piece raises when it runs. Nothing is left of the recordings then.
         """
         return _Pass(self, known).run(arguments)
 
@@ -163,7 +163,8 @@ class PlanRecorder:
 
         Raises:
             OutOfBudget: there is no room for it, and nothing has run.
-            Whatever the work itself raises, and in strict mode what recording it raised.
+            RecordError: in strict mode, with what recording it raised as the cause.
+            Whatever the work itself raises.
         """
         forwards = Forwards.of(self.box)
         names = forwards.stitching.results
@@ -177,7 +178,7 @@ class PlanRecorder:
             call, values = recorder.record(name, work, given, known.of_whole(given), work)
         except NotRecorded as error:
             if self.strict:
-                raise
+                raise error.refused(name) from error.__cause__
             reason = f"{type(error.__cause__).__name__}: {error.__cause__}"
             result = forwards.rest(error.results)(*given)
             return Recorded(RecordedPlan("full", work, [], self.box.weights, [reason]), result)
@@ -332,7 +333,7 @@ class _Pass:
             return general(*inputs)
         except NotRecorded as error:
             if self.recorder.strict:
-                raise
+                raise error.refused(name) from error.__cause__
             self.reasons.append(f"{name}: {type(error.__cause__).__name__}: {error.__cause__}")
             return error.results
         self.calls[at] = call

@@ -55,6 +55,14 @@ class NotRecorded(Exception):
         super().__init__("a call was not recorded")
         self.results = results
 
+    def refused(self, name: str) -> RecordError:
+        """Return the error of strict mode."""
+        cause = self.__cause__
+        return RecordError(
+            f"{name} could not be recorded", why=f"{type(cause).__name__}: {cause}", subject=name,
+            next_step="Without strict it runs without static graphs.",
+        )  # fmt: skip
+
 
 @define(eq=False)
 class Links:
