@@ -124,7 +124,12 @@ class _Input:
 
 @frozen
 class _Output:
-    """What a replay returns: a tensor of the recording, a view of an input, or a plain value."""
+    """What a replay returns: a tensor of the recording, a view of an input, or a plain value.
+
+    Attributes:
+        value: what is returned; of a view its shape, stride, and offset from the input's start.
+        of: the input that it is a view of.
+    """
 
     value: Any
     of: int | None = None
@@ -288,7 +293,7 @@ class Recorder:
                                   why=f"its output {number} is not a plain strided tensor")  # fmt: skip
             position = owners.get(start_of(value)) if value.numel() else None
             if position is not None and checks[position].kind in ("free", "fixed"):
-                found.append(_Output(value, position))
+                found.append(_Output(view_of(name, value, given[position]), position))
                 continue
             view = torch_compat.borrowed(value)
             self.links.add(value, view)
@@ -318,6 +323,20 @@ def _uncopied(
         found.append(original.as_strided(result.shape, result.stride(), offset)
                      if result.dtype == original.dtype else result.clone())  # fmt: skip
     return tuple(found)
+
+
+def view_of(name: str, value: torch.Tensor, base: torch.Tensor) -> tuple[Any, Any, int]:
+    """Return shape, stride and offset of a tensor in the memory of an input, from the input's own start.
+
+    Raises:
+        RecordError: its elements are of another kind.
+    """
+    if value.dtype != base.dtype:
+        raise RecordError(
+            f"{name} cannot be recorded",
+            why=f"it returns an input's memory, of {base.dtype}, as {value.dtype}",
+        )
+    return value.shape, value.stride(), value.storage_offset() - base.storage_offset()
 
 
 def start_of(tensor: torch.Tensor) -> int:
@@ -415,9 +434,12 @@ class _ReplayWriter:
             if output.of is None:
                 parts.append(f"_o{number}")
                 continue
-            view: torch.Tensor = output.value
-            self.values[f"_o{number}"] = (view.shape, view.stride(), view.storage_offset())
-            parts.append(f"i{output.of}.as_strided(*_o{number})")
+            # From the input's start: another storage may begin elsewhere before the same address.
+            view = f"_shape_o{number}, _stride_o{number}"
+            shape, stride, self.values[f"_o{number}"] = output.value
+            self.values.update({f"_shape_o{number}": shape, f"_stride_o{number}": stride})
+            base = f"i{output.of}"
+            parts.append(f"{base}.as_strided({view}, {base}.storage_offset() + _o{number})")
         return f"({', '.join(parts)},)"
 
 

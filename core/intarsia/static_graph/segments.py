@@ -14,7 +14,7 @@ from intarsia.errors import RecordError
 from intarsia.interfaces import Recording
 from intarsia.static_graph.budget import Budget, OutOfBudget
 from intarsia.static_graph.pool import Pool
-from intarsia.static_graph.recording import is_plain, repeats, start_of
+from intarsia.static_graph.recording import is_plain, repeats, start_of, view_of
 from intarsia.static_graph.safety import SafetyTable
 
 _SHAPE_FROM_DATA = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
@@ -212,8 +212,7 @@ class Segments:
         start = start_of(value)
         for position, tensor in enumerate(given):
             if isinstance(tensor, torch.Tensor) and start_of(tensor) == start and start:
-                facts = value.shape, value.stride(), value.storage_offset()
-                return lambda leaves: leaves[position].as_strided(*facts)
+                return _viewing(position, view_of(name, value, tensor))
         if not recorder.is_ours(value):
             return lambda leaves: value  # a tensor of the function's own
         if self.owned:
@@ -351,6 +350,16 @@ class _SegmentRecorder:
                 results.append((number, value))
         self.steps.append(_Eager(op, lent, form, tuple(results)))
         return result
+
+
+def _viewing(position: int, facts: tuple[Any, Any, int]) -> Callable[[Sequence[Any]], Any]:
+    shape, stride, offset = facts
+
+    def made(leaves: Sequence[Any]) -> Any:
+        base = leaves[position]
+        return base.as_strided(shape, stride, base.storage_offset() + offset)
+
+    return made
 
 
 def _release_all(recordings: list[Recording], _pool: Pool | None = None) -> None:

@@ -328,6 +328,8 @@ def _same_place(value: torch.Tensor, copies: Sequence[Any], inputs: Sequence[Any
     start = value.untyped_storage().data_ptr()
     for copy, original in zip(copies, inputs, strict=True):
         if isinstance(copy, torch.Tensor) and copy.untyped_storage().data_ptr() == start:
+            if value.dtype != original.dtype:
+                return _over(original.untyped_storage(), value)
             return original.as_strided(value.shape, value.stride(), value.storage_offset())
     return None
 
