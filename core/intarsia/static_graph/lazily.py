@@ -34,10 +34,10 @@ class LazyRecording:
     def __call__(self, at: Any, sizes: Mapping[str, int], box: BoundBox) -> Forward | None:
         """Return what runs a call in the place of the plan; None where it is not to be recorded."""
         wanted = current_step()
-        if self.off or wanted.mode == "none" or self.graphs.plans.is_frozen:
+        if self.off or self.graphs.plans.is_frozen or not self._listed(sizes):
             return None
-        if not self._listed(sizes):
-            return None
+        if wanted.mode == "none":
+            return box.forward  # for this call: None would be remembered for the steps to come
         left = self.seen.get((at, wanted.key))
         if left is None:
             left = self.seen[at, wanted.key] = list(self.graphs.settings.modes)

@@ -242,6 +242,9 @@ class StaticGraphs:
         kept: list[tuple[Sizes, Hashable, Mode]] = []
         dropped: list[Row] = []
         for sizes, key, mode in tasks:
+            plan = self._plan(sizes, key, mode)
+            if plan is not None:  # it is released before the new one is made
+                room.give(plan.cost())
             cost = self._estimate(sizes, mode)
             why = room.room_for(cost) if cost is not None else ""
             if why:
@@ -274,7 +277,8 @@ class StaticGraphs:
         row = Row(sizes, key, mode, "failed")
         assert self.budget is not None
         try:
-            self.budget.before()
+            if self._plan(sizes, key, mode) is None:
+                self.budget.before()
             recorded = self._called(call, make_inputs, sizes, key, mode)
         except OutOfBudget as error:
             return evolve(row, status="dropped", reason=str(error))
@@ -396,6 +400,10 @@ class StaticGraphs:
             if fits and all(sizes.values()) and (best is None or _volume(target) < best[0]):
                 best = _volume(target), target, self.recorded[at].forward
         return None if best is None else self.plans.uncovered.padding(best[2], best[1], sizes)
+
+    def _plan(self, sizes: Sizes, key: Hashable, mode: Mode) -> RecordedPlan | None:
+        found = self.recorded.get(self._at(sizes))
+        return None if found is None else found.plans.get((key, mode))
 
     # -- what becomes of recordings
 
