@@ -362,7 +362,7 @@ class Config(_Settings):
         kinds.choice("owned", "borrowed"),
         "owned",
         "Whose the results of a replay are: the caller's own, or the recording's, valid until the next "
-        "call with the same sizes and key.",
+        "call of a model that records into the same pool, which may be given them.",
         '"borrowed"',
     )
     op_safety: Mapping[str, str] = setting(

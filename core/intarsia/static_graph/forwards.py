@@ -76,11 +76,19 @@ class Forwards:
         return self._bound("forward", [*got, *self._rest], {}, {"_values": values})
 
     def piecewise(
-        self, pieces: Mapping[int, Forward], cloned: Iterable[str], lock: Any, released: list[bool]
-    ) -> Forward:
-        """Return the forward whose pieces are replays; the caller gets clones of some results."""
-        lines = [*self._work, *_clones(cloned), *self._rest]
-        return self._locked(lines, pieces, lock, {"_released": released})
+        self, pieces: Mapping[int, Forward], cloned: Iterable[str], lock: Any, released: list[bool],
+        perhaps_lent: Sequence[str], lent: set[int],
+    ) -> Forward:  # fmt: skip
+        """Return the forward whose pieces are replays; the caller gets clones of some results.
+
+        Arguments of `perhaps_lent` that lie in the memory of `lent` are set aside first.
+        """
+        aside = [
+            f"    if {name}.untyped_storage().data_ptr() in _lent: {name} = {name}.clone()"
+            for name in perhaps_lent
+        ]
+        lines = [*aside, *self._work, *_clones(cloned), *self._rest]
+        return self._locked(lines, pieces, lock, {"_released": released, "_lent": lent})
 
     def full(
         self, whole: Forward, cloned: Iterable[str], lock: Any, released: list[bool]

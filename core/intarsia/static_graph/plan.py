@@ -209,7 +209,9 @@ class PlanRecorder:
         own = [v.clone() if mine else v for v, mine in zip(values, ours, strict=True)]
         if self.owned:
             return [n for n, mine in zip(names, ours, strict=True) if mine], [], own
-        return [], [v for v, mine in zip(values, ours, strict=True) if mine], own
+        kept = [v for v, mine in zip(values, ours, strict=True) if mine]
+        self.pool.lent.update(map(start_of, kept))
+        return [], kept, own
 
 
 @define(eq=False)
@@ -252,12 +254,23 @@ class _Pass:
             return recorder.dropped(calls, result, self.over)
         released: list[bool] = []
         forward = forwards.piecewise(
-            {**general, **self._replays()}, self.cloned, recorder.pool.lock, released
-        )
+            {**general, **self._replays()}, self.cloned, recorder.pool.lock, released,
+            self._perhaps_lent(forwards), recorder.pool.lent,
+        )  # fmt: skip
         plan = RecordedPlan(
             "piecewise", forward, calls, box.weights, self.reasons, self.kept, released
         )
         return Recorded(plan, result)
+
+    def _perhaps_lent(self, forwards: Forwards) -> list[str]:
+        """Return the arguments that may be borrowed results, overwritten before a piece reads them."""
+        if self.recorder.owned:
+            return []
+        names = forwards.stitching.parameters[: len(self.known.values)]
+        return [
+            name for i, (name, value) in enumerate(zip(names, self.known.values, strict=True))
+            if isinstance(value, torch.Tensor) and i not in self.known.pinned
+        ]  # fmt: skip
 
     def _replays(self) -> dict[int, Forward]:
         """Return what runs the pieces of which something was recorded."""

@@ -52,6 +52,7 @@ class Pool:
         handle: the backend's own.
         stream: what is recorded on.
         inputs: the memory of copied inputs.
+        lent: where the memory of results begins that callers have borrowed.
     """
 
     backend: StaticGraphBackend
@@ -61,6 +62,7 @@ class Pool:
     handle: Any = field(init=False)
     stream: Stream = field(init=False)
     inputs: Inputs = field(factory=Inputs)
+    lent: set[int] = field(factory=set)
     _users: weakref.WeakSet[Any] = field(factory=weakref.WeakSet, init=False)
     _end: Any = field(init=False)
 

@@ -336,7 +336,8 @@ def view_of(name: str, value: torch.Tensor, base: torch.Tensor) -> tuple[Any, An
             f"{name} cannot be recorded",
             why=f"it returns an input's memory, of {base.dtype}, as {value.dtype}",
         )
-    return value.shape, value.stride(), value.storage_offset() - base.storage_offset()
+    offset = int(value.storage_offset()) - int(base.storage_offset())
+    return value.shape, value.stride(), offset
 
 
 def start_of(tensor: torch.Tensor) -> int:
