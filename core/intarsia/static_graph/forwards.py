@@ -60,7 +60,8 @@ class Forwards:
     def work(self, pieces: Mapping[int, Forward]) -> Forward:
         """Return what runs the pieces and gives the values that the result is built of."""
         lines = [*self._work, f"    return ({self._results})"]
-        return self._bound("work", lines, pieces, {})
+        # A recording may keep this function; it must not keep the model, whose end releases the recording.
+        return self._bound("work", lines, pieces, {"_converted": None})
 
     def recording(self, pieces: Mapping[int, Forward], seen: Forward) -> Forward:
         """Return the forward to record by; the result is built of what `seen` makes of its values."""
