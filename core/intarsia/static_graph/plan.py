@@ -58,9 +58,9 @@ class RecordedPlan:
     def release(self) -> None:
         """Give back what the recordings hold; the pool's lock is held."""
         self.released.append(True)
+        self.kept = ()
         for call in self.calls:
             call.release()
-        self.kept = ()
 
     def is_bound_to(self, weights: Sequence[Any]) -> bool:
         """Say whether these weights are the very tensors that were recorded."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -222,17 +223,22 @@ class Recorder:
         general: Forward,
     ) -> tuple[RecordedCall, tuple[Any, ...]]:  # fmt: skip
         pool = self.pool
+        outputs: tuple[Any, ...] = ()
         try:
             pool.backend.begin(pool.handle, pool.stream)
             outputs = tuple(self._run(function, given))
             recording = pool.backend.end()
-        except BaseException:
+        except BaseException as error:
+            outputs = ()
+            _let_go(error)
             pool.backend.abort(pool.stream)
             raise
         try:
             shapes = self._outputs(name, outputs, given, checks)
             cost = dict(pool.backend.measure(recording))
-        except BaseException:
+        except BaseException as error:
+            outputs = ()
+            _let_go(error)
             recording.release()
             raise
         replay = _replay_function(name, recording, checks, shapes, general, self.on_differs)
@@ -323,6 +329,11 @@ def _uncopied(
         found.append(original.as_strided(result.shape, result.stride(), offset)
                      if result.dtype == original.dtype else result.clone())  # fmt: skip
     return tuple(found)
+
+
+def _let_go(error: BaseException) -> None:
+    """Let an error keep no tensor of a failed recording: the pool could not give its memory back."""
+    traceback.clear_frames(error.__traceback__)
 
 
 def view_of(name: str, value: torch.Tensor, base: torch.Tensor) -> tuple[Any, Any, int]:

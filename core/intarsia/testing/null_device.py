@@ -56,10 +56,12 @@ class NullPool:
     Attributes:
         limit: how many bytes it may take.
         taken: how many it has taken.
+        recordings: how many use it.
     """
 
     limit: int
     taken: int = 0
+    recordings: int = 0
     _held: list[torch.Tensor] = field(factory=list)
     _free: list[tuple[int, int]] = field(factory=list)
     _lock: threading.RLock = field(factory=threading.RLock)
@@ -101,10 +103,10 @@ class NullPool:
         with self._lock:
             self._free.append((address, size))
 
-    def trim(self, taken: int) -> None:
-        """Give back all memory, if nobody owns any and `taken` is 0."""
+    def trim(self) -> None:
+        """Give back all memory, if nobody owns any and no recording uses it."""
         with self._lock:
-            if taken == 0 and sum(size for _, size in self._free) == self.taken:
+            if not self.recordings and sum(size for _, size in self._free) == self.taken:
                 self._held.clear()
                 self._free.clear()
                 self.taken = 0
@@ -125,8 +127,8 @@ class _Call:
 @define(eq=False)
 class _Unfinished:
     pool: NullPool
+    taken_before: int
     calls: list[_Call] = field(factory=list)
-    taken_before: int = 0
 
 
 @define(eq=False)
@@ -134,6 +136,7 @@ class NullRecording:
     """Recorded calls, with the addresses that they read and write."""
 
     device: NullDevice
+    pool: NullPool
     calls: Sequence[_Call]
     cost: Mapping[str, int]
     released: bool = False
@@ -149,11 +152,13 @@ class NullRecording:
                 call.run()
 
     def release(self) -> None:
-        """Give the slot back."""
+        """Give the slot back, and with a pool's last recording the pool's memory."""
         if not self.released:
             self.released = True
             self.calls = ()
             self.device.used -= 1
+            self.pool.recordings -= 1
+            self.pool.trim()
 
 
 class NullDevice:
@@ -216,7 +221,7 @@ class NullDevice:
 
     def release_pool(self, pool: NullPool) -> None:
         """Give a pool's memory back."""
-        pool.trim(0)
+        pool.trim()
         self.pools.remove(pool)
 
     def begin(self, pool: NullPool, stream: Stream) -> None:
@@ -228,7 +233,7 @@ class NullDevice:
         assert not self.is_recording, "one recording per thread at a time"
         if self.used >= self.slots:
             raise NullDeviceError(f"all {self.slots} slots of the null device are used")
-        self._local.unfinished = _Unfinished(pool, taken_before=pool.taken)
+        self._local.unfinished = _Unfinished(pool, pool.taken)
         self.failing("begin")
 
     def run(self, function: Callable[..., Any], inputs: Sequence[Any]) -> tuple[Any, ...]:
@@ -274,7 +279,9 @@ class NullDevice:
         self.recordings += 1
         self.highest = max(self.highest, self.used)
         grown = unfinished.pool.taken - unfinished.taken_before
-        return NullRecording(self, tuple(unfinished.calls), {"slots": 1, "bytes": grown})
+        unfinished.pool.recordings += 1
+        cost = {"slots": 1, "bytes": grown}
+        return NullRecording(self, unfinished.pool, tuple(unfinished.calls), cost)
 
     def abort(self, stream: Stream) -> None:
         """Drop the unfinished recording."""
@@ -282,7 +289,7 @@ class NullDevice:
         self._local.unfinished = None
         if unfinished is not None:
             unfinished.calls.clear()
-            unfinished.pool.trim(unfinished.taken_before)
+            unfinished.pool.trim()
 
     def budget(self, device: int | None) -> Mapping[str, int]:
         """Return the slots and bytes that are left."""
