@@ -56,11 +56,11 @@ class Budget:
 
     def room_for(self, cost: Amounts) -> str:
         """Return why an estimated cost does not fit; "" where it does."""
-        for resource, amount in cost.items():
-            limit = self.limits.get(resource)
-            used = self.used.get(resource, 0)
-            if limit is not None and used + amount > limit:
-                return f"it would take {amounts({resource: amount})}, and {limit - used} of {limit} are left"
+        for resource, limit in self.limits.items():
+            used, amount = self.used.get(resource, 0), cost.get(resource, 0)
+            if used + amount > limit:
+                left = max(limit - used, 0)
+                return f"it would take {amounts({resource: amount})}, and {left} of {limit} are left"
         return ""
 
 

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from attrs import frozen
 
 from intarsia.runtime.bound import BoundBox, Forward
@@ -104,7 +105,11 @@ class Forwards:
         self, lines: Sequence[str], pieces: Mapping[int, Forward], lock: Any,
         more: Mapping[str, Any],
     ) -> Forward:  # fmt: skip
+        anchor = next((w for w in self.box.weights if isinstance(w, torch.nn.Parameter)), None)
         tests = " or ".join(self.box.plan.conversions.tests)
+        if anchor is not None:  # `double()` and `float()` again leave the dtypes, and move every weight
+            tests += f"{' or ' if tests else ''}_anchor.data_ptr() != _place"
+            more = {**more, "_anchor": anchor, "_place": anchor.data_ptr()}
         head = [f"    if {tests}:", f"        return _converted({self._names})"] if tests else []
         # While a call waits for the lock, its recordings may be released.
         held = ["    with _lock:", "        if not _released:", *(f"        {line}" for line in lines),

@@ -46,6 +46,10 @@ class RecordedPlan:
     reasons: Sequence[str] = ()
     kept: Sequence[Any] = ()
     released: list[bool] = field(factory=list)
+    _places: list[int] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._places = [address_of(weight) for weight in self.weights]
 
     def cost(self) -> dict[str, int]:
         """Return what the recordings take of each resource."""
@@ -63,10 +67,16 @@ class RecordedPlan:
             call.release()
 
     def is_bound_to(self, weights: Sequence[Any]) -> bool:
-        """Say whether these weights are the very tensors that were recorded."""
+        """Say whether these weights are the very tensors that were recorded, where they were then."""
         return len(weights) == len(self.weights) and all(
-            a is b for a, b in zip(weights, self.weights, strict=True)
+            a is b and address_of(a) == place
+            for a, b, place in zip(weights, self.weights, self._places, strict=True)
         )
+
+
+def address_of(weight: Any) -> int:
+    """Return where a weight is."""
+    return start_of(weight) if isinstance(weight, torch.Tensor) else 0
 
 
 @frozen
