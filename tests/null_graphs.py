@@ -1,4 +1,4 @@
-"""What the tests of static graphs share: models, and how they are compiled and recorded on the null device."""
+"""What the tests of static graphs share: models, and how they are compiled on the null device."""
 
 from __future__ import annotations
 
@@ -81,14 +81,19 @@ def compiled(
 
 def jit(
     model: Any, *, plugin: NullPlugin | None = None, dynamic: Mapping[str, Mapping[int, str]] = ROWS,
-    **chosen: Any,
+    every_size: bool | None = True, **chosen: Any,
 ) -> tuple[Any, NullDevice]:  # fmt: skip
-    """Compile a model through `torch.compile`; returns it and its null device."""
+    """Compile a model through `torch.compile`; returns it and its null device.
+
+    `every_size` is its `dynamic`: whether all sizes are symbols.
+    """
     plugin = plugin or NullPlugin()
     chosen = settings(**{"sizes": {"n": [2, 8]}, **chosen})
     host = Host(load_config(None, environ={}, **chosen), extra_plugins=[plugin])
     options = {**chosen, "host": host, "dynamic": dynamic}
-    return torch.compile(model, backend="intarsia", dynamic=True, options=options), plugin.device
+    return torch.compile(
+        model, backend="intarsia", dynamic=every_size, options=options
+    ), plugin.device
 
 
 def same(
@@ -98,7 +103,7 @@ def same(
     exact: bool = True,
     **kwargs: Any,
 ) -> Any:
-    """Assert that a call returns, and leaves in its arguments, what the reference does; returns the result."""
+    """Assert that a call returns, and leaves in its arguments, what the reference does."""
     other_args, other_kwargs = clone((args, kwargs))
     found = call(*args, **kwargs)
     expected = reference(*other_args, **other_kwargs)

@@ -18,7 +18,13 @@ from torch import Tensor
 import intarsia
 from intarsia.testing.null_device import NullDevice, NullDeviceError, NullPlugin
 from tests.null_graphs import (
-    Chain, check, compiled, jit, make_rows, rows, same,
+    Chain,
+    check,
+    compiled,
+    jit,
+    make_rows,
+    rows,
+    same,
 )  # fmt: skip
 
 pytestmark = pytest.mark.timeout(60)

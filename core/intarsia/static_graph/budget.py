@@ -60,7 +60,9 @@ class Budget:
             used, amount = self.used.get(resource, 0), cost.get(resource, 0)
             if used + amount > limit:
                 left = max(limit - used, 0)
-                return f"it would take {amounts({resource: amount})}, and {left} of {limit} are left"
+                return (
+                    f"it would take {amounts({resource: amount})}, and {left} of {limit} are left"
+                )
         return ""
 
 

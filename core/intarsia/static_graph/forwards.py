@@ -107,7 +107,9 @@ class Forwards:
     ) -> Forward:  # fmt: skip
         anchor = next((w for w in self.box.weights if isinstance(w, torch.nn.Parameter)), None)
         tests = " or ".join(self.box.plan.conversions.tests)
-        if anchor is not None:  # `double()` and `float()` again leave the dtypes, and move every weight
+        if (
+            anchor is not None
+        ):  # `double()` and `float()` again leave the dtypes, and move every weight
             tests += f"{' or ' if tests else ''}_anchor.data_ptr() != _place"
             more = {**more, "_anchor": anchor, "_place": anchor.data_ptr()}
         head = [f"    if {tests}:", f"        return _converted({self._names})"] if tests else []
