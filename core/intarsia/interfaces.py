@@ -694,7 +694,12 @@ class Recording(Protocol):
 
 
 class StaticGraphBackend(Protocol):
-    """Records and replays work on a device. Resources are named: bytes, streams, slots."""
+    """Records and replays work on a device. Resources are named: bytes, streams, slots.
+
+    A backend that records calls, not what is issued to a stream, also has `run(function, inputs, weights) ->
+    outputs`, called between `begin` and `end` in the place of `function(*inputs)`; `weights` are tensors that
+    the function has besides its inputs. Like a capture it runs nothing that anybody could see.
+    """
 
     def new_pool(self, device: int | None) -> Any:
         """Return a memory pool that recordings may share."""

@@ -704,9 +704,9 @@ def test_f33_the_collector_is_off_in_a_recording_and_then_as_before() -> None:
     call, device = compiled(model)
     real = device.run
 
-    def run(function: Any, inputs: Any) -> Any:
+    def run(*arguments: Any) -> Any:
         states.append(gc.isenabled())
-        return real(function, inputs)
+        return real(*arguments)
 
     device.run = run  # type: ignore[method-assign]
     for before in (True, False):

@@ -179,7 +179,8 @@ class PlanRecorder:
         forwards = Forwards.of(self.box)
         names = forwards.stitching.results
         work = forwards.work({i: unboxed(f) for i, f in self.box.bound.items()})
-        recorder = Recorder(self.pool, self.on_differs)
+        weights = tuple(w for w in self.box.weights if isinstance(w, torch.Tensor))
+        recorder = Recorder(self.pool, self.on_differs, weights=weights)
         # The forward has a parameter more for each real size of a padded call.
         given = [*arguments, *[None] * (len(forwards.stitching.parameters) - len(arguments))]
         name = f"{self.box.name}.forward"

@@ -179,11 +179,13 @@ class Recorder:
 
     Attributes:
         on_differs: told when a call runs in general since an input differs: (name, reason, policy).
+        weights: tensors that calls read, or write to, besides their inputs.
     """
 
     pool: Pool
     on_differs: Callable[[str, str, Policy], None]
     links: Links = field(factory=Links)
+    weights: tuple[torch.Tensor, ...] = ()
 
     def record(
         self, name: str, function: Forward, inputs: Sequence[Any], known: CallInputs, general: Forward,
@@ -247,7 +249,7 @@ class Recorder:
 
     def _run(self, function: Forward, inputs: Sequence[Any]) -> Any:
         run = getattr(self.pool.backend, "run", None)
-        return function(*inputs) if run is None else run(function, inputs)
+        return function(*inputs) if run is None else run(function, inputs, self.weights)
 
     # -- inputs
 
@@ -289,9 +291,11 @@ class Recorder:
             start_of(value): position for position, value in enumerate(given)
             if isinstance(value, torch.Tensor) and is_plain(value) and value.numel()
         }  # fmt: skip
+        bound = {start_of(weight) for weight in self.weights} - {0}
         found: list[_Output] = []
         for number, value in enumerate(outputs):
-            if not isinstance(value, torch.Tensor):
+            # A view of a weight stays one: it is where it is, and no recording's memory.
+            if not isinstance(value, torch.Tensor) or start_of(value) in bound:
                 found.append(_Output(value))
                 continue
             if not is_plain(value):

@@ -304,7 +304,7 @@ class _SegmentRecorder:
             forms.append(made_form)
             return tuple(made)
 
-        return torch_compat.unflattened(list(run(called, leaves)), forms[0])
+        return torch_compat.unflattened(list(run(called, leaves, ())), forms[0])
 
     def _open(self) -> None:
         if self._is_open:

@@ -318,9 +318,6 @@ class StaticGraphs:
                 box = self._box(sizes)
                 if threading.get_ident() != thread:
                     return box.forward(*arguments)
-                box.forward(
-                    *arguments
-                )  # what compiles or tunes itself at its first run does so here
                 found.append(self.record_call(box, arguments, sizes, key, mode))
                 return found[0].result
 

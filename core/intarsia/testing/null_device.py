@@ -236,18 +236,27 @@ class NullDevice:
         self._local.unfinished = _Unfinished(pool, pool.taken)
         self.failing("begin")
 
-    def run(self, function: Callable[..., Any], inputs: Sequence[Any]) -> tuple[Any, ...]:
-        """Record a call: the results have their place and no values yet, and nothing was written."""
+    def run(
+        self, function: Callable[..., Any], inputs: Sequence[Any],
+        weights: Sequence[torch.Tensor] = (),
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """Record a call: the results have their place and no values yet, and nothing was written.
+
+        `weights` are tensors that the function has besides its inputs.
+        """
         self.failing("first")
         unfinished: _Unfinished = self._local.unfinished
-        copies = _copies(inputs)
+        copies, before = _copies(inputs), [weight.detach().clone() for weight in weights]
+        bound = {weight.untyped_storage().data_ptr() for weight in weights} - {0}
         with torch.no_grad():
             made = _listed(function(*copies))
+            for weight, value in zip(weights, before, strict=True):
+                weight.detach().copy_(value)
         results: list[Any] = []
         places: list[tuple[int, Any]] = []
         owned: dict[int, torch.UntypedStorage] = {}
         for number, value in enumerate(made):
-            if not isinstance(value, torch.Tensor):
+            if not isinstance(value, torch.Tensor) or value.untyped_storage().data_ptr() in bound:
                 results.append(value)
                 continue
             own = _same_place(value, copies, inputs)
