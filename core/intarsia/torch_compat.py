@@ -1095,7 +1095,7 @@ def pattern_matcher(
     from torch.fx.experimental.proxy_tensor import make_fx
 
     def trace(fn: Any, *args: Any, **_: Any) -> torch.fx.GraphModule:
-        run = torch.func.functionalize(fn, remove="mutations_and_views") if functional else fn
+        run = torch.func.functionalize(fn, remove="mutations") if functional else fn
         with size_oblivious(), torch.no_grad():
             made = make_fx(run, tracing_mode="real")(*args[0])
         made.graph.eliminate_dead_code()

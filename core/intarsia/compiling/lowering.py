@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from intarsia import torch_compat
 from intarsia.compiling.transport import fake_mode_of
 from intarsia.errors import CompileRejected
 from intarsia.interfaces import CompileRequest, Form
@@ -51,9 +52,9 @@ def _aten(request: CompileRequest, functional: bool) -> fx.GraphModule:
     mode = fake_mode_of(request)
     run: Callable[..., Any] = _run_graph(request.graph)
     if functional:
-        run = torch.func.functionalize(run, remove="mutations_and_views")
+        run = torch.func.functionalize(run, remove="mutations")
     try:
-        with mode, torch.no_grad():
+        with mode, torch.no_grad(), torch_compat.size_oblivious():
             traced = make_fx(run, tracing_mode="symbolic", _allow_non_fake_inputs=True)(
                 *request.fake_inputs
             )

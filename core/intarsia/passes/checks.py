@@ -65,7 +65,7 @@ class Checked:
             PassError: in strict mode, where it fails or leaves a graph that is another function.
         """
         before = _snapshot(graph)
-        known = None if self.fake_inputs is None else _Facts.of(graph, self._values(graph))
+        known = self._known(graph)
         begun = time.perf_counter()
         try:
             with _limited(self.deadline):
@@ -105,6 +105,15 @@ class Checked:
     def _noted(self, run: PassRun) -> PassRun:
         self.runs.append(run)
         return run
+
+    def _known(self, graph: fx.Graph) -> _Facts | None:
+        """Return what must stay the same; None where the graph cannot be run on fake values as it is."""
+        if self.fake_inputs is None:
+            return None
+        try:
+            return _Facts.of(graph, values_in(graph, self.fake_inputs))
+        except NodeFailed:
+            return None
 
     def _values(self, graph: fx.Graph) -> Values:
         _lint(graph)
