@@ -155,7 +155,11 @@ class ColdCompile:
             }  # fmt: skip
             boxes = [
                 self.pipeline.bound(
-                    planned, plans[id(split)], made, [i.value for i in plans[id(split)].inputs]
+                    planned,
+                    plans[id(split)],
+                    made,
+                    [i.value for i in plans[id(split)].inputs],
+                    split,
                 )
                 for (planned, split), made in zip(parts, outcomes, strict=True)
             ]

@@ -34,8 +34,10 @@ from intarsia.passes.plan import PassPlan
 from intarsia.passes.totals import PassTotal, check_matches, totals
 from intarsia.references import resolve_reference
 from intarsia.report.events import EventStream
-from intarsia.runtime.bound import BoundBox, PieceFunction, Plan, PlannedPiece
+from intarsia.runtime.bound import BoundBox, PieceFunction, Plan, PlannedPiece, Verification
+from intarsia.runtime.source import compile_source, graph_source
 from intarsia.runtime.stitch import stitch
+from intarsia.runtime.verify import Mismatch
 from intarsia.runtime.weights import PlanInput, Recorded, module_of
 from intarsia.split.canonical import CanonicalPiece, canonical, written_storages
 from intarsia.split.partition import Partition, Piece, check_partition, partition
@@ -359,14 +361,37 @@ class Pipeline:
 
     def bound(
         self, planned: PlannedBox, plan: Plan, outcomes: Mapping[int, Outcome],
-        weights: Sequence[Any],
+        weights: Sequence[Any], split: SplitGraph | None = None,
     ) -> BoundBox:  # fmt: skip
         """Return a plan bound for a box."""
         check = {"values": "always"}.get(self.config.check, self.config.check)
         functions = {index: piece_function(outcome) for index, outcome in outcomes.items()}
         made = BoundBox(planned, plan, functions, check, self.name)
+        if self.config.verify and split is not None:
+            made.verification = self._verification(split, plan, planned)
         made.bind(weights)
         return made
+
+    def _verification(self, split: SplitGraph, plan: Plan, planned: PlannedBox) -> Verification:
+        modules = {p.index: p.module for p in split.partition.pieces}
+        indices = [piece.index for piece in plan.pieces]
+        mutated = {p.index: p.signature(planned.box).mutated for p in plan.pieces}
+        eager = {index: _as_it_is(modules[index]) for index in indices}
+        return Verification(
+            eager, mutated, dict.fromkeys(indices, self.config.verify), self._differs
+        )
+
+    def _differs(self, wrong: Mismatch) -> None:
+        self.events.count("quarantine", str(wrong))
+        self.events.warn(
+            f"{wrong}; it runs eagerly from now on", kind="quarantine", piece=wrong.piece,
+            compiler=wrong.compiler, what=wrong.what, error=wrong.error,
+        )  # fmt: skip
+
+
+def _as_it_is(module: torch.fx.GraphModule) -> Callable[..., Any]:
+    source, space = graph_source(module, "piece")
+    return compile_source(source, "piece", space.values, "eager piece")
 
 
 def piece_function(outcome: Outcome) -> PieceFunction:

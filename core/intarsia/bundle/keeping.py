@@ -60,8 +60,9 @@ class PlanCache:
 
     def find(self) -> Loaded | None:
         """Return the compiled model, loaded; None where no plan fits, with one line that says why."""
-        if self.why_not or self.job.config.dump is not None:
-            return None  # a dump is of graphs, which a loaded plan does not have
+        config = self.job.config
+        if self.why_not or config.dump is not None or config.verify:
+            return None  # a loaded plan has no graphs to dump, and none to compare with
         with self.job.events.phase("load"):
             for tier in self.tiers:
                 found = self._search(tier)

@@ -36,7 +36,7 @@ _APART = frozenset({
     "artifact", "cache", "cache_key_file", "cache_wait", "compile_timeout", "compilers", "dump",
     "executor", "max_tasks_warning", "name", "op_safety", "options", "outputs", "passes", "platform",
     "plugins", "split_at", "split_rule", "static_graph", "static_graph_backend", "static_graph_budget",
-    "static_inputs", "unknown_ops", "workers",
+    "static_inputs", "unknown_ops", "verify", "workers",
 })  # fmt: skip
 """Settings that do not change a plan, or whose effect other factors tell."""
 

@@ -396,6 +396,13 @@ class Config(_Settings):
         "values, or never.",
         '"always"',
     )
+    verify: int = setting(
+        kinds.COUNT,
+        0,
+        "How many calls of each compiled piece, for each box, are compared with an eager run of the same "
+        "inputs. A piece that differs runs eagerly from then on, and the caller gets eager's result.",
+        "2",
+    )
     regional: bool = setting(
         kinds.FLAG, True, "Trace repeated blocks once instead of once for each repetition."
     )

@@ -83,7 +83,7 @@ def _bound(
         model=None,
     )  # fmt: skip
     boxes = [
-        pipeline.bound(box, plan, made, [None] * len(front.arguments))
+        pipeline.bound(box, plan, made, [None] * len(front.arguments), split)
         for box, made in zip(planned, outcomes, strict=True)
     ]
     source, space = graph_source(split.graph.module, "graph")

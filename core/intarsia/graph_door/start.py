@@ -101,8 +101,8 @@ class _Start:
 
     def _find(self, cache: Cache) -> GraphCallable | None:
         job = self.job
-        if not self.factors or job.config.dump is not None:
-            return None  # a dump is of pieces, which a loaded plan does not have
+        if not self.factors or job.config.dump is not None or job.config.verify:
+            return None  # a loaded plan has no pieces to dump, and none to compare with
         with job.events.phase("load"):
             for tier in tiers_of(job):
                 found = cache.load(KIND, self._key(tier), self._use)

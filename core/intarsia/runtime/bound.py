@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from intarsia.interfaces import Box, PieceSignature, Tier
 from intarsia.runtime.check import CheckedCallable
 from intarsia.runtime.source import bind_code, code_of
 from intarsia.runtime.stitching import Stitching
+from intarsia.runtime.verify import Mismatch, Verified
 from intarsia.runtime.weights import Conversions, PlanInput, check_weights, conversions
 
 if TYPE_CHECKING:
@@ -135,6 +137,28 @@ def close_callable(function: Any) -> None:
 
 
 @define
+class Verification:
+    """How the pieces of a box are compared with eager.
+
+    Attributes:
+        eager: each piece as it is, of positional inputs.
+        mutated: the inputs that each piece writes to.
+        left: how many calls of each piece are still compared.
+        on_mismatch: told what differs.
+    """
+
+    eager: Mapping[int, Forward]
+    mutated: Mapping[int, Sequence[int]]
+    left: dict[int, int]
+    on_mismatch: Callable[[Mismatch], None]
+
+
+def boxed_call(function: Forward) -> bool:
+    """Say whether a compiled piece takes one list of its inputs."""
+    return bool(getattr(function, "boxed_call", False))
+
+
+@define
 class BoundBox:
     """A plan bound for one box: the pieces' callables, bound to the weights.
 
@@ -142,6 +166,7 @@ class BoundBox:
     from then on.
 
     Attributes:
+        verification: how the pieces are compared with eager; None where they are not, or any more.
         values: what the names of the stitching stand for, pieces left out.
         bound: the pieces' callables, bound to the weights; those with `boxed_call` take one list.
     """
@@ -154,6 +179,7 @@ class BoundBox:
     forward: Forward = field(init=False)
     on_checked: Callable[[], None] = field(default=lambda: None)
     on_converted: Callable[[], None] = field(default=lambda: None)
+    verification: Verification | None = field(default=None, repr=False)
     weights: Sequence[Any] = field(default=(), init=False, repr=False)
     values: Mapping[str, Any] = field(factory=dict, init=False, repr=False)
     bound: Mapping[int, Forward] = field(factory=dict, init=False, repr=False)
@@ -174,6 +200,10 @@ class BoundBox:
         own = [f for i, f in functions.items() if f is not self.functions[i].callable]
         self._release = weakref.finalize(lease, _close_all, own)
         self.weights, self.values, self.bound = weights, values, functions
+        if self.verification is not None:
+            stitching, code = self.plan.stitched({})
+            boxed = dict.fromkeys(boxed, False)
+            functions = self._verified(functions, self.verification)
         plain = {stitching.pieces[i]: f for i, f in functions.items()}
         fast = bind_code(code, stitching.name, {**values, **plain})
         if self.check == "none":
@@ -185,6 +215,42 @@ class BoundBox:
         }
         careful = self._weighed(bind_code(code, stitching.name, {**values, **checked}), weights)
         self.forward = careful if self.check == "always" else self._first(careful, fast)
+
+    def _verified(self, functions: Mapping[int, Forward], how: Verification) -> dict[int, Forward]:
+        """Return pieces that are compared with eager."""
+        return {
+            index: Verified(
+                function, how.eager[index], how.mutated[index], f"{self.name}.piece_{index}",
+                self.functions[index].compiler, boxed_call(function), how.left[index],
+                functools.partial(self._verified_enough, index),
+                functools.partial(self._quarantine, index),
+            )
+            for index, function in functions.items()
+        }  # fmt: skip
+
+    def _verified_enough(self, index: int) -> None:
+        assert self.verification is not None
+        self.verification.left[index] = 0
+        if not any(self.verification.left.values()):
+            self.verification = None
+            self._again()
+
+    def _quarantine(self, index: int, wrong: Mismatch) -> None:
+        """Let eager run a piece from now on, and every equal one for these sizes."""
+        how = self.verification
+        assert how is not None
+        culprit = self.functions[index].callable
+        for other, made in self.functions.items():
+            if made.callable is culprit:
+                how.left[other] = 0
+                eager = PieceFunction(how.eager[other], "eager", note=f"quarantined: {wrong}")
+                self.functions = {**self.functions, other: eager}
+        how.on_mismatch(wrong)
+        self._again()
+
+    def _again(self) -> None:
+        self.bind(self.weights)
+        self.on_checked()
 
     def close(self) -> None:
         """Close what `bind` made. What an earlier `bind` made was closed when its last call was done."""

@@ -77,5 +77,6 @@ def _swapped(box: BoundBox, functions: Mapping[int, PieceFunction]) -> BoundBox:
     mine = {i: functions.get(id(f.callable), f) for i, f in box.functions.items()}
     made = BoundBox(box.planned, box.plan, mine, box.check, box.name,
                     on_checked=box.on_checked, on_converted=box.on_converted)  # fmt: skip
+    made.verification = box.verification
     made.bind(box.weights)
     return made
