@@ -30,6 +30,7 @@ COMMANDS = {
     "doctor": "check torch, the plugins and the tools that compilers need",
     "compile": "compile a model and show which piece went where",
     "explain": "compile a model and explain every choice",
+    "bisect": "find the piece, box or pass that makes a result wrong",
     "bench": "time a model: eager, torch.compile, intarsia",
     "cache": "list, explain, check, collect and carry the entries of the compile cache",
 }
