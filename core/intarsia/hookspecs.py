@@ -4,9 +4,6 @@ A plugin is a module that has `intarsia_api_version = (1, 0)` and any of these f
 an entry point in the group `intarsia`. It needs no decorator and must not import torch: it returns
 records, whose heavy parts are `"module:name"` strings. A hook may name fewer parameters than listed
 here, never others.
-
-In this version what `intarsia_passes`, `intarsia_static_graphs` and `intarsia_op_safety` bring is collected
-and checked, and nothing of it runs yet; a platform's `passes` count in cache keys only.
 """
 
 from __future__ import annotations

@@ -381,7 +381,7 @@ class Config(_Settings):
     pass_manager: str | None = setting(
         kinds.NAME,
         None,
-        "The pass manager. Not set: the platform's. This version has no passes for it to run.",
+        "The pass manager, which orders and runs the passes. Not set: the platform's, else the built-in one.",
         '"acme"',
     )
     plugins: Plugins = setting(_table(Plugins), Plugins(), "Which plugins load.")
