@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import functools
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import CodeType, FunctionType
@@ -171,6 +172,25 @@ def holds_tracing_lock() -> bool:
     """Say whether this thread has the tracing lock, as it has while torch.compile calls our backend."""
     lock: Any = tracing_lock()
     return bool(lock._is_owned())
+
+
+@contextlib.contextmanager
+def nobody_traces() -> Iterator[bool]:
+    """Keep everybody from tracing while the block runs; it gets False where somebody does already.
+
+    It never waits, so that a finaliser may use it. Nobody traces in a process without Dynamo.
+    """
+    module = sys.modules.get("torch._dynamo.convert_frame")
+    lock: Any = getattr(module, "compile_lock", None)
+    if lock is None:
+        yield True
+    elif lock._is_owned() or not lock.acquire(blocking=False):
+        yield False
+    else:
+        try:
+            yield True
+        finally:
+            lock.release()
 
 
 def capture_frame(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FrameCapture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -386,3 +387,32 @@ def test_bind_is_called_for_every_box(toys: ModuleType) -> None:
     assert {id(w) for one in toys.BINDS for w in one.values()} == {
         id(t) for t in (*model.parameters(), model.shift)
     }
+
+
+def test_a_model_may_be_collected_while_another_is_traced() -> None:
+    from torch.nn.modules import module as hooks
+
+    class Setting(torch.nn.Module):
+        """Has tracing look at torch's registration hooks, and note that they are there."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = torch.nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.two = self.one
+            return self.two(x)
+
+    x = torch.randn(2, 4)
+    gc.collect()
+    before = len(hooks._global_module_registration_hooks)
+    held = [intarsia.compile(torch.nn.Linear(4, 4), (x,), compilers=["eager"], cache=False)]
+
+    def backend(module: Any, inputs: Any) -> Any:
+        held.clear()
+        gc.collect()
+        return module.forward
+
+    torch.compile(Setting(), backend=backend, fullgraph=True)(x)
+    intarsia.compile(torch.nn.Linear(4, 4), (x,), compilers=["eager"], cache=False).close()
+    assert len(hooks._global_module_registration_hooks) <= before

@@ -11,6 +11,7 @@ import torch
 from attrs import define, field, frozen
 from torch.nn.modules import module as module_hooks
 
+from intarsia import torch_compat
 from intarsia.dtypes import dtype_name
 from intarsia.errors import ContractError
 
@@ -205,6 +206,8 @@ def watch(
         return lambda: None
 
     def hook(module: torch.nn.Module, name: str, value: Any) -> None:
+        if torch.compiler.is_compiling():
+            return  # tracing follows hooks too, and must not note what is in here; the real call comes later
         if module in watched:
             if isinstance(value, torch.nn.Module):
                 watched.update(value.modules())
@@ -216,11 +219,22 @@ def watch(
         module_hooks.register_module_module_registration_hook(hook),
     )
 
-    def stop() -> None:
-        for handle in handles:
-            handle.remove()
+    return lambda: _take_off(handles)
 
-    return stop
+
+_left_on: list[Any] = []
+"""Hooks that nobody needs any more, and that came to their end while Dynamo was tracing. They do nothing."""
+
+
+def _take_off(handles: Iterable[Any]) -> None:
+    """Remove hooks, but not under a trace, which has noted that they are there and looks for them again.
+
+    A model may be collected at any time, so also while another is traced.
+    """
+    _left_on.extend(handles)
+    with torch_compat.nobody_traces() as free:
+        while free and _left_on:
+            _left_on.pop().remove()
 
 
 # ---------------------------------------------------------------------------- what no hook tells
