@@ -317,7 +317,13 @@ def _guard_entry(guard: Any) -> tuple[str, str]:
     name = source_name(guard)
     make = guard.create_fn
     kind = getattr(make, "__name__", None) or getattr(getattr(make, "func", None), "__name__", "")
-    return _about_a_part(name, str(kind), getattr(make, "keywords", None) or {})
+    given = dict(getattr(make, "keywords", None) or {})
+    if kind == "HASATTR" and "attr" not in given:  # torch 2.11: the source is that of the attribute
+        source = guard.originating_source
+        base, attribute = getattr(source, "base", None), getattr(source, "member", None)
+        if base is not None and isinstance(attribute, str):
+            name, given["attr"] = source_name(base), attribute
+    return _about_a_part(name, str(kind), given)
 
 
 def _about_a_part(name: str, kind: str, given: Mapping[str, Any]) -> tuple[str, str]:
