@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import linecache
+import re
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,13 +44,13 @@ def class_digest(cls: type) -> str:
     return digest(*(f"{base.__qualname__} {members_digest(base)}" for base in cls.__mro__))
 
 
-def members_digest(cls: type) -> str:
+def members_digest(cls: type, names: frozenset[str] = frozenset()) -> str:
     """Return a hash of what a class itself defines: the code of its methods and the names of the rest.
 
-    Of a class that a version stands for, only what is not its own counts.
+    Of a class that a version stands for, only what is not its own counts, and of that what is new only where
+    it has one of `names`: libraries add methods of their own to `torch.nn.Module` while they are used.
     """
-    find = _replaced if is_versioned_class(cls) else _defined
-    return digest(*(find(cls)))
+    return digest(*(_replaced(cls, names) if is_versioned_class(cls) else _defined(cls)))
 
 
 def _defined(cls: type) -> Iterator[str]:
@@ -60,15 +62,26 @@ def _defined(cls: type) -> Iterator[str]:
             yield name  # its value is compared where tracing reads it; a new one may hide a base's
 
 
-def _replaced(cls: type) -> Iterator[str]:
+def _replaced(cls: type, names: frozenset[str]) -> Iterator[str]:
     for name, value in sorted(vars(cls).items()):
         for function in _functions_in(value):
             if not is_versioned(function.__code__.co_filename):
-                yield f"{name} {code_digest(function.__code__)}"
+                if name in names or _is_written_in(cls, name):
+                    yield f"{name} {code_digest(function.__code__)}"
             elif function.__module__.startswith("torch._dynamo"):
                 continue  # what Dynamo puts into torch.nn.Module once it is used
             elif function.__qualname__ != f"{cls.__qualname__}.{name}":
                 yield f"{name} {function.__module__}:{function.__qualname__}"
+
+
+def _is_written_in(cls: type, name: str) -> bool:
+    """Say whether a name occurs in the file of a class or of a base, so that it may be one of theirs."""
+    return any(re.search(rf"\b{re.escape(name)}\b", _text_of(base)) for base in cls.__mro__)
+
+
+def _text_of(cls: type) -> str:
+    path = module_file(cls.__module__)
+    return "" if path is None else "".join(linecache.getlines(path))
 
 
 def _functions_in(value: Any) -> Iterator[FunctionType]:

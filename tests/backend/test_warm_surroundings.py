@@ -403,3 +403,14 @@ def test_a_variable_is_seen_however_it_is_named(reader: Any, tmp_path: Path) -> 
     assert start(Reading(reader), cache).bundle_reads == 1
     with environment(NAME):
         assert start(Reading(reader), cache).bundle_reads == 0
+
+
+def test_a_method_that_a_library_adds_to_torchs_classes_does_not_matter(tmp_path: Path) -> None:
+    model = Model().eval()
+    start(model, str(tmp_path))
+    with having(torch.nn.Module, "added_by_a_library", lambda self: None):
+        assert start(model, str(tmp_path)).bundle_reads == 1
+    with having(torch.nn.Module, "first", lambda self, x: x):  # hides the submodule of this name
+        assert start(model, str(tmp_path)).bundle_reads == 0
+    with having(torch.nn.Module, "train", lambda self, mode=True: self):
+        assert start(model, str(tmp_path)).bundle_reads == 0

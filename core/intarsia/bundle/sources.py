@@ -41,7 +41,18 @@ def _order(cls: type) -> str:
 def replaced_in_torch(model: Any) -> str:
     """Return a hash of what others have put into the classes of torch that a model uses."""
     classes = [cls for cls in (*_classes_of(model), torch.Tensor) if is_versioned_class(cls)]
-    return plain_digest({f"{c.__module__}.{c.__qualname__}": members_digest(c) for c in classes})
+    names = frozenset(name for module in _modules_in(model) for name in _names_in(module))
+    found = {f"{c.__module__}.{c.__qualname__}": members_digest(c, names) for c in classes}
+    return plain_digest(found)
+
+
+def _modules_in(model: Any) -> Iterable[torch.nn.Module]:
+    return model.modules() if isinstance(model, torch.nn.Module) else ()
+
+
+def _names_in(module: torch.nn.Module) -> Iterable[str]:
+    """Return what a module has under a name that a class' own attribute would hide."""
+    return (*module._modules, *module._parameters, *module._buffers)
 
 
 def _classes_of(model: Any) -> list[type]:

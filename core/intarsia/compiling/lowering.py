@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from intarsia import torch_compat
+from intarsia.capture import nodes
 from intarsia.compiling.transport import fake_mode_of
 from intarsia.errors import CompileRejected
 from intarsia.interfaces import CompileRequest, Form
@@ -72,7 +73,16 @@ def _run_passes(request: CompileRequest, module: fx.GraphModule) -> None:
     from intarsia.passes.running import run_request_passes
 
     run_request_passes(request, "piece-aten", module)
+    # Sizes that nobody reads any more: Inductor of torch 2.11 does not take them.
+    module.graph.eliminate_dead_code(is_impure_node=_has_effects)
+    module.recompile()
     fill_in(module.graph, request.fake_inputs)
+
+
+def _has_effects(node: fx.Node) -> bool:
+    """Say whether a node does anything besides making its value, as far as one knows."""
+    known = nodes.operation(node).startswith(("aten::", "operator.", "_operator."))
+    return not known or bool(nodes.mutated_arguments(node)) or bool(node.is_impure())
 
 
 def _run_graph(module: fx.GraphModule) -> Callable[..., Any]:
