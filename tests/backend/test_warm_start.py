@@ -122,6 +122,7 @@ def hugging_face_twice(root: Path, names: tuple[str, ...]) -> None:
     assert not traced
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HF, reason="transformers is not installed")
 def test_hugging_face_models_start_warm_in_a_fresh_process(tmp_path: Path) -> None:
     hugging_face_twice(tmp_path / "c", FEW)

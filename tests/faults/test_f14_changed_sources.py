@@ -204,6 +204,7 @@ for model in (space["Model"](), space["made"], helped):
 """
 
 
+@pytest.mark.slow
 def test_generated_code_is_never_found_without_tracing_and_a_changed_graph_misses(
     tmp_path: Path,
 ) -> None:
@@ -220,6 +221,7 @@ def test_generated_code_is_never_found_without_tracing_and_a_changed_graph_misse
             assert "cannot be read" in again[0] or "means nothing in another process" in again[0]
 
 
+@pytest.mark.slow
 def test_generated_code_that_a_module_holds_is_compared_by_what_it_does(tmp_path: Path) -> None:
     found = [
         fresh(GENERATED, tmp_path / "c", body).told[2]  # it uses no global

@@ -103,6 +103,7 @@ def test_another_version_is_a_clean_miss_and_going_back_hits(site: Path) -> None
     assert run(site)["warm"]
 
 
+@pytest.mark.slow
 def test_another_version_of_a_plugin_is_a_clean_miss_up_and_down(site: Path) -> None:
     for version, warm in (
         ("1.0", False),
