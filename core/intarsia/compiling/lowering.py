@@ -38,11 +38,10 @@ def _rewritten(request: CompileRequest) -> fx.GraphModule | None:
         return None
     form: Form = "aten-mutable" if request.signature.mutated else "aten-functional"
     shared: fx.GraphModule = lower(request, form)
-    made = fx.GraphModule(shared, fx.Graph())
-    result = made.graph.graph_copy(shared.graph, {})
-    made.graph.output(result)
-    made.recompile()
-    return made
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(shared.graph, {}))
+    # With its nodes: a module takes over what they refer to, as constants and the branches of a cond.
+    return fx.GraphModule(shared, graph)
 
 
 def _aten(request: CompileRequest, functional: bool) -> fx.GraphModule:
