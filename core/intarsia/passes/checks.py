@@ -118,6 +118,9 @@ class Checked:
     def _values(self, graph: fx.Graph) -> Values:
         _lint(graph)
         assert self.fake_inputs is not None
+        inputs = sum(node.op == "placeholder" for node in graph.nodes)
+        if inputs != len(self.fake_inputs):
+            raise _Wrong(f"there were {len(self.fake_inputs)} inputs and are {inputs}")
         try:
             return values_in(graph, self.fake_inputs)
         except NodeFailed as error:
