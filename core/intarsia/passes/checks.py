@@ -138,6 +138,7 @@ class Checked:
 
 def _lint(graph: fx.Graph) -> None:
     try:
+        graph.output_node()  # lint does without
         graph.lint()
     except Exception as error:
         raise _Wrong(f"the graph is not sound any more: {error}") from error
@@ -298,24 +299,17 @@ def _value(node: fx.Node, values: Values, owner: Any, mode: Any) -> Any:
 
 def _snapshot(graph: fx.Graph) -> fx.Graph:
     copy = fx.Graph()
-    copy.output(copy.graph_copy(graph, {}))
+    copy.output(copy.graph_copy(graph, {})).meta = dict(graph.output_node().meta)
     return copy
 
 
 def _restore(graph: fx.Graph, before: fx.Graph) -> None:
     """Make a graph what it was, in place, also where a pass left it unsound."""
-    output = graph.output_node()
-    output.args = ((),)
+    for node in graph.nodes:
+        node.args, node.kwargs = (), {}
     for node in reversed(list(graph.nodes)):
-        if node is not output:
-            node.args, node.kwargs = (), {}
-    for node in reversed(list(graph.nodes)):
-        if node is not output:
-            graph.erase_node(node)
-    with graph.inserting_before(output):
-        copies: dict[fx.Node, fx.Node] = {}
-        result = graph.graph_copy(before, copies)
-    output.args = (result,)
+        graph.erase_node(node)
+    graph.output(graph.graph_copy(before, {})).meta = dict(before.output_node().meta)
     graph.lint()
 
 
