@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -159,7 +160,8 @@ class _Facts:
     @classmethod
     def of(cls, graph: fx.Graph, values: Values) -> _Facts:
         holes = [n for n in graph.nodes if n.op == "placeholder"]
-        outputs = [_facts(v, values) for v in _listed(graph.output_node().args[0])]
+        known: dict[str, str] = {}
+        outputs = [_facts(v, values, known) for v in _listed(graph.output_node().args[0])]
         return cls([str(n.target) for n in holes], outputs, _writes(graph, values))
 
     def compare(self, graph: fx.Graph, values: Values) -> None:
@@ -186,20 +188,30 @@ def _listed(result: Any) -> list[Any]:
     return list(result) if isinstance(result, tuple | list) else [result]
 
 
-def _facts(value: Any, values: Values) -> Any:
+def _facts(value: Any, values: Values, known: dict[str, str]) -> Any:
     if isinstance(value, fx.Node):
         value = values[value]
     if isinstance(value, torch.Tensor):
         strided = value.layout == torch.strided
         return {
-            "dtype": str(value.dtype), "shape": _sizes(value.shape), "device": value.device.type,
-            "stride": _sizes(value.stride()) if strided else None,
+            "dtype": str(value.dtype), "shape": _sizes(value.shape, known), "device": value.device.type,
+            "stride": _sizes(value.stride(), known) if strided else None,
         }  # fmt: skip
     return None if value is None else type(value).__name__
 
 
-def _sizes(sizes: Any) -> tuple[Any, ...]:
-    return tuple(torch_compat.expression_of(size) for size in sizes)
+def _sizes(sizes: Any, known: dict[str, str]) -> tuple[Any, ...]:
+    """Return sizes to compare; `known`: the names that sizes of data got, which each look has new ones for."""
+
+    def name(match: re.Match[str]) -> str:
+        return known.setdefault(match[0], f"u{len(known)}")
+
+    found = (torch_compat.expression_of(size) for size in sizes)
+    return tuple(s if isinstance(s, int) else _OF_DATA.sub(name, str(s)) for s in found)
+
+
+_OF_DATA = re.compile(r"\bu\d+\b")
+"""What torch calls a size that depends on the values in a tensor, as of `nonzero`."""
 
 
 def _difference(then: Any, now: Any) -> str:
