@@ -142,7 +142,8 @@ def _lint(graph: fx.Graph) -> None:
         graph.output_node()  # lint does without
         graph.lint()
     except Exception as error:
-        raise _Wrong(f"the graph is not sound any more: {error}") from error
+        text = str(error).partition("\n")[0]  # the graph itself comes after it
+        raise _Wrong(f"the graph is not sound any more: {text}") from error
 
 
 class _Wrong(Exception):
@@ -155,6 +156,7 @@ class _Facts:
 
     inputs: list[str]
     outputs: list[Any]
+    shares: list[str]
     writes: list[str]
 
     @classmethod
@@ -162,7 +164,8 @@ class _Facts:
         holes = [n for n in graph.nodes if n.op == "placeholder"]
         known: dict[str, str] = {}
         outputs = [_facts(v, values, known) for v in _listed(graph.output_node().args[0])]
-        return cls([str(n.target) for n in holes], outputs, _writes(graph, values))
+        names = [str(n.target) for n in holes]
+        return cls(names, outputs, _shares(graph, values), _writes(graph, values))
 
     def compare(self, graph: fx.Graph, values: Values) -> None:
         now = _Facts.of(graph, values)
@@ -179,6 +182,9 @@ class _Facts:
             different = _difference(then, new)
             if different:
                 raise _Wrong(f"output {number} ({node}) {different}")
+        for number, (whose, new) in enumerate(zip(self.shares, now.shares, strict=True)):
+            if whose != new:
+                raise _Wrong(f"output {number} ({results[number]}) had {whose} and has {new}")
         if now.writes != self.writes:
             earlier, later = ", ".join(self.writes) or "nothing", ", ".join(now.writes) or "nothing"
             raise _Wrong(f"it wrote, in order, to {earlier}, and writes to {later}")
@@ -240,6 +246,20 @@ def _writes(graph: fx.Graph, values: Values) -> list[str]:
             name = owners.get(_storage(values[target]))
             if name is not None and found[-1:] != [name]:
                 found.append(name)
+    return found
+
+
+def _shares(graph: fx.Graph, values: Values) -> list[str]:
+    """Return whose memory each output has: an input's, that of an output before it, or its own."""
+    holes = [n for n in graph.nodes if n.op == "placeholder"]
+    owners = {_storage(values[n]): f"the memory of {n.target}" for n in reversed(holes)}
+    owners.pop(None, None)
+    found = []
+    for number, node in enumerate(_listed(graph.output_node().args[0])):
+        key = _storage(values[node]) if isinstance(node, fx.Node) else None
+        found.append(owners.get(key, "memory of its own"))
+        if key is not None:
+            owners.setdefault(key, f"the memory of output {number}")
     return found
 
 
