@@ -1112,6 +1112,21 @@ def compiled_kernel(argument_types: Sequence[str], source: str) -> Callable[...,
     return made
 
 
+@contextlib.contextmanager
+def transforms_undone() -> Iterator[None]:
+    """After an error in the block, end the function transforms that it left on.
+
+    A graph enters vmap by a call and leaves it by another one, so that an error in between, or in
+    functionalisation, leaves this thread inside.
+    """
+    depth = torch._C._functorch.get_dynamic_layer_stack_depth()
+    try:
+        yield
+    except BaseException:
+        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+        raise
+
+
 def pattern_matcher(
     pattern: Callable[..., Any], replacement: Callable[..., Any], examples: list[Any],
     check: Callable[[Mapping[str, Any]], bool] | None, numbers: Mapping[str, float], *, functional: bool,

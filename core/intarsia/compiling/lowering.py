@@ -12,7 +12,7 @@ from intarsia import torch_compat
 from intarsia.capture import nodes
 from intarsia.compiling.transport import fake_mode_of
 from intarsia.errors import CompileRejected
-from intarsia.interfaces import CompileRequest, Form
+from intarsia.interfaces import CompileRequest, Form, PassRun
 
 
 def lower(request: CompileRequest, form: Form) -> Any:
@@ -37,11 +37,26 @@ def _rewritten(request: CompileRequest) -> fx.GraphModule | None:
     if not any(spec.stage == "piece-aten" for spec in request.passes):
         return None
     form: Form = "aten-mutable" if request.signature.mutated else "aten-functional"
-    shared: fx.GraphModule = lower(request, form)
+    try:
+        shared: fx.GraphModule = lower(request, form)
+    except CompileRejected as error:
+        if request.pass_setup is None or request.pass_setup.strict:
+            raise
+        _note_skipped(request, error)
+        return None
     graph = fx.Graph()
     graph.output(graph.graph_copy(shared.graph, {}))
     # With its nodes: a module takes over what they refer to, as constants and the branches of a cond.
     return fx.GraphModule(shared, graph)
+
+
+def _note_skipped(request: CompileRequest, error: CompileRejected) -> None:
+    """Note that passes over the ATen form did not run: the piece is compiled without them."""
+    request.pass_runs.extend(
+        PassRun(spec.name, None, 0.0, spec.stage, f"{request.name} has {error.what}")
+        for spec in request.passes
+        if spec.stage == "piece-aten"
+    )
 
 
 def _aten(request: CompileRequest, functional: bool) -> fx.GraphModule:
@@ -54,7 +69,9 @@ def _aten(request: CompileRequest, functional: bool) -> fx.GraphModule:
     if functional:
         run = torch.func.functionalize(run, remove="mutations")
     try:
-        with mode, torch.no_grad(), torch_compat.size_oblivious():
+        with (
+            mode, torch.no_grad(), torch_compat.size_oblivious(), torch_compat.transforms_undone()
+        ):  # fmt: skip
             traced = make_fx(run, tracing_mode="symbolic", _allow_non_fake_inputs=True)(
                 *request.fake_inputs
             )
