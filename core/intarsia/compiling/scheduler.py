@@ -14,7 +14,7 @@ from intarsia.compiling.instances import Instance, built_for
 from intarsia.compiling.routes import fitting
 from intarsia.compiling.tasks import Journal, Outcome, PieceCache, Task, bakes, describe
 from intarsia.config import ResolvedConfig
-from intarsia.errors import CacheError, CompileFailed, CompileRejected
+from intarsia.errors import CacheError, CompileFailed, CompileRejected, PassError
 from intarsia.host import Host
 from intarsia.interfaces import CompileResult, CompilerSpec, PieceSignature
 from intarsia.report.events import EventStream
@@ -233,6 +233,8 @@ class Scheduler:
     def _tell(self, task: Task, attempt: Attempt, error: Exception) -> None:
         text = f"{attempt.compiler} {attempt.outcome} {task.name}: {attempt.reason}"
         if self.resolved.config.strict:
+            if isinstance(error, PassError):
+                raise error  # it says what is wrong; the compiler is not
             raise CompileFailed(
                 f'compiler "{attempt.compiler}" {attempt.outcome} {describe(task)}',
                 why=attempt.reason,

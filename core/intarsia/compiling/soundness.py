@@ -14,7 +14,7 @@ from intarsia.boxes_text import describe_box
 from intarsia.capture.conditions import holds, only_about_one
 from intarsia.compiling.signature import symbols_of
 from intarsia.compiling.transport import fake_mode_of
-from intarsia.errors import CompileRejected
+from intarsia.errors import CompileRejected, PassError
 from intarsia.interfaces import Compiler, CompileRequest, CompileResult
 
 
@@ -23,10 +23,24 @@ def compile_soundly(compiler: Compiler, request: CompileRequest) -> CompileResul
 
     Raises:
         CompileRejected: the compiler declines the piece, or relied on sizes that the box does not keep.
+        PassError: a pass spoilt the piece, and `strict` is on; whatever the compiler made of the error.
     """
-    result = compiler.compile(request)
+    try:
+        result = compiler.compile(request)
+    except Exception as error:
+        spoilt = _pass_error(error)
+        if spoilt is None or spoilt is error:
+            raise
+        raise spoilt from spoilt.__cause__
     refuse_assumptions(request)
     return evolve(result, passes=tuple(request.pass_runs))
+
+
+def _pass_error(error: BaseException | None) -> PassError | None:
+    """Return the error of a pass that another error was raised from: passes run inside compilers."""
+    while error is not None and not isinstance(error, PassError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def refuse_assumptions(request: CompileRequest) -> None:
