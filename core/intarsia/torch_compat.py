@@ -1479,6 +1479,8 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch._inductor.config:get_config_copy",
         "torch._inductor.config:custom_should_partition_ops",
         "torch._inductor.custom_graph_pass:CustomGraphPass",
+        "torch._C._functorch:get_dynamic_layer_stack_depth",
+        "torch._C._functorch:pop_dynamic_layer_stack_and_undo_to_depth",
         "torch._inductor.pattern_matcher:PatternMatcherPass.apply",
         "torch._inductor.pattern_matcher:register_replacement",
         "torch._inductor.config:pre_grad_custom_pass",

@@ -207,7 +207,7 @@ def _facts(value: Any, values: Values, known: dict[str, str]) -> Any:
 
 
 def _sizes(sizes: Any, known: dict[str, str]) -> tuple[Any, ...]:
-    """Return sizes to compare; `known`: the names that sizes of data got, which each look has new ones for."""
+    """Return sizes to compare; `known`: a name for each that depends on data, as torch's own are new."""
 
     def name(match: re.Match[str]) -> str:
         return known.setdefault(match[0], f"u{len(known)}")
