@@ -180,7 +180,7 @@ class Pipeline:
         Raises:
             PassError: one matched too seldom, and `strict` is on.
         """
-        found = totals(passes.specs, self.graph_runs, {}) if self.graph_runs else []
+        found = totals([s for s in passes.specs if s.stage == "graph"], self.graph_runs, {})
         for (planned, _), made in zip(parts, outcomes, strict=True):
             runs = [run for outcome in made.values() for run in outcome.result.passes]
             specs = [spec for spec in passes.at(planned.box) if spec.stage != "graph"]

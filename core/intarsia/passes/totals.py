@@ -33,14 +33,14 @@ class PassTotal:
 
 
 def totals(specs: Sequence[PassSpec], runs: Iterable[PassRun], box: Box) -> list[PassTotal]:
-    """Return a total for each pass that ran."""
+    """Return a total for each pass that ran, or that must match and did not even run."""
     by_name: dict[str, list[PassRun]] = {}
     for run in runs:
         by_name.setdefault(run.name, []).append(run)
     found = []
     for spec in specs:
-        mine = by_name.get(spec.name)
-        if mine:
+        mine = by_name.get(spec.name, [])
+        if mine or spec.min_matches:
             counts = [run.matches for run in mine if run.matches is not None]
             failures = tuple(dict.fromkeys(run.error for run in mine if run.error))
             found.append(PassTotal(
