@@ -52,11 +52,12 @@ def _rewritten(request: CompileRequest) -> fx.GraphModule | None:
 
 def _note_skipped(request: CompileRequest, error: CompileRejected) -> None:
     """Note that passes over the ATen form did not run: the piece is compiled without them."""
-    request.pass_runs.extend(
-        PassRun(spec.name, None, 0.0, spec.stage, f"{request.name} has {error.what}")
-        for spec in request.passes
-        if spec.stage == "piece-aten"
-    )
+    from intarsia.passes.running import note_runs  # who has no passes need not import it
+
+    text = f"{request.name} has {error.what}"
+    skipped = [spec for spec in request.passes if spec.stage == "piece-aten"]
+    runs = [PassRun(spec.name, None, 0.0, spec.stage, text) for spec in skipped]
+    note_runs(request, "piece-aten", runs)
 
 
 def _aten(request: CompileRequest, functional: bool) -> fx.GraphModule:

@@ -79,7 +79,7 @@ def next_request(
         return None
     graph = _copied(module, mode, earlier.fake_inputs)
     # The lowered forms are shared, and how the passes over them went with them.
-    lowered = [run for run in earlier.pass_runs if run.stage != "piece"]
+    lowered = [run for run in earlier.pass_runs if run.stage == "piece-aten"]
     made = evolve(earlier, graph=graph, signature=signature, weights=weights, pass_runs=lowered)
     return _with_passes(made, mode)
 

@@ -25,7 +25,7 @@ from intarsia.passes.manager import BuiltInManager
 from intarsia.passes.plan import built
 from intarsia.references import resolve_reference
 
-__all__ = ["run_graph_passes", "run_passes", "run_request_passes", "run_slot"]
+__all__ = ["note_runs", "run_graph_passes", "run_passes", "run_request_passes", "run_slot"]
 
 
 def run_passes(
@@ -62,7 +62,12 @@ def run_request_passes(request: CompileRequest, stage: Stage, module: fx.GraphMo
         device=request.device,
     )  # fmt: skip
     module.recompile()
-    request.pass_runs.extend(runs)
+    note_runs(request, stage, runs)
+
+
+def note_runs(request: CompileRequest, stage: Stage, runs: Sequence[PassRun]) -> None:
+    """Note how the passes of a stage went; those over another form of the same piece do not count twice."""
+    request.pass_runs[:] = [run for run in request.pass_runs if run.stage != stage] + [*runs]
 
 
 def run_graph_passes(
