@@ -29,7 +29,7 @@ from intarsia.compiling.tasks import Outcome, Task, bakes
 from intarsia.config import Config, ResolvedConfig
 from intarsia.errors import ShapeError
 from intarsia.host import Host
-from intarsia.interfaces import Box, PassRun, PlatformSpec
+from intarsia.interfaces import Box, PassRun, PassSpec, PlatformSpec
 from intarsia.passes.plan import PassPlan
 from intarsia.passes.totals import PassTotal, check_matches, totals
 from intarsia.references import resolve_reference
@@ -72,6 +72,7 @@ class Pipeline:
     device: int | None
     name: str
     warnings: list[str] = field(factory=list)
+    graph_passes: Sequence[PassSpec] = ()
     graph_runs: list[PassRun] = field(factory=list)
 
     @property
@@ -159,7 +160,7 @@ class Pipeline:
             n: (s.low, torch_compat.UNBOUNDED if s.high is None else s.high)
             for n, s in graph.symbols.items()
         }
-        specs = passes.at(box, ("graph",))
+        specs = self.graph_passes = passes.at(box, ("graph",))
         if specs:
             from intarsia.passes.running import run_graph_passes  # who has none need not import it
 
@@ -180,7 +181,7 @@ class Pipeline:
         Raises:
             PassError: one matched too seldom, and `strict` is on.
         """
-        found = totals([s for s in passes.specs if s.stage == "graph"], self.graph_runs, {})
+        found = totals(self.graph_passes, self.graph_runs, {})
         for (planned, _), made in zip(parts, outcomes, strict=True):
             runs = [run for outcome in made.values() for run in outcome.result.passes]
             specs = [spec for spec in passes.at(planned.box) if spec.stage != "graph"]
