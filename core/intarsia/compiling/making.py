@@ -21,7 +21,7 @@ from intarsia.compiling.soundness import compile_soundly
 from intarsia.compiling.tasks import Task, bakes
 from intarsia.compiling.transport import make_request, next_request
 from intarsia.compiling.worker_jobs import Unfit, settings_for
-from intarsia.compiling.worker_process import NoWorker
+from intarsia.compiling.worker_process import NoWorker, WorkerDied, WorkerTimeout
 from intarsia.compiling.workers import workers
 from intarsia.errors import CompileFailed, CompileRejected
 from intarsia.interfaces import CompileRequest, CompileResult, PassRun
@@ -164,6 +164,8 @@ class Maker:
         except CompileRejected:
             raise
         except Exception as error:
+            if isinstance(error, WorkerTimeout | WorkerDied) and "in a pass, at" in error.why:
+                work.passes_left_out = f"a worker did not survive it: {error.what}: {error.why}"
             self._raise_if_final(at, error)
             return self._here(work), None
         return self._loaded(work, answer)
@@ -255,21 +257,29 @@ class Maker:
         at = _at(work)
         request = self._request(work)
         with at.made.turn(at.spec):
-            return compile_soundly(at.made.compiler, request)
+            result = compile_soundly(at.made.compiler, request)
+        return evolve(result, passes=(*result.passes, *self._left_out(work)))
+
+    def _left_out(self, work: Work) -> list[PassRun]:
+        """Return how the passes went that did not run any more."""
+        if not work.passes_left_out:
+            return []
+        return [PassRun(spec.name, None, 0.0, spec.stage, work.passes_left_out)
+                for spec in self._passes(work.task).get("passes", ())]  # fmt: skip
 
     def _request(self, work: Work) -> CompileRequest:
         """Return a request with fake inputs, which shares what was lowered for the compiler before."""
         at, task = _at(work), work.task
         weights = task.weights if bakes(at.spec) else None
         request = None
-        if work.requests:
+        if work.requests and not work.passes_left_out:
             request = next_request(task.piece.module, work.requests[-1], at.signature, weights)
         if request is None:
             request = make_request(
                 task.piece.module, at.signature, device_type=self.scheduler.device_type,
                 device=self.scheduler.device, name=task.name, kind=task.piece.kind,
                 key=task.canonical.digest, hints=task.hints, weights=weights,
-                **self._passes(task),
+                **({} if work.passes_left_out else self._passes(task)),
             )  # fmt: skip
         request = evolve(request, wants_artifact=at.cached or self.scheduler.wants_artifacts)
         work.requests.append(request)

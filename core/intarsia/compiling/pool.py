@@ -20,6 +20,7 @@ from intarsia.compiling.worker_process import (
     Place,
     WorkerDied,
     WorkerProcess,
+    pass_in,
 )
 
 log = logging.getLogger("intarsia")
@@ -347,7 +348,9 @@ class WorkerPool(Executor):
             with self._changed:
                 self._jobs.appendleft(job)
         else:
-            job.fail(WorkerDied(f"{job.name} took down a compile worker, twice", why=gone.how,
+            where = pass_in(gone.words)
+            why = f"{gone.how}, {where}" if where else gone.how
+            job.fail(WorkerDied(f"{job.name} took down a compile worker, twice", why=why,
                                 subject=job.name))  # fmt: skip
 
     def _forget(self, process: WorkerProcess) -> None:

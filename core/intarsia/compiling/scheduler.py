@@ -49,6 +49,7 @@ class Work:
         claimed: whether it is this process' turn to compile it.
         sent: the answer that a worker will give.
         requests: what was built for the compilers asked so far.
+        passes_left_out: why no pass runs any more, or "".
     """
 
     task: Task
@@ -58,6 +59,7 @@ class Work:
     claimed: bool = False
     sent: Any = None
     requests: list[Any] = field(factory=list)
+    passes_left_out: str = ""
     outcome: Outcome | None = None
     begun: float = field(factory=time.perf_counter)
 

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import pickle
+import re
 import signal
 import socket
 import subprocess
@@ -48,6 +49,17 @@ class WorkerDied(CompileFailed):
 
 class WorkerTimeout(CompileFailed):
     """A job in a compile worker took longer than it may."""
+
+
+_IN_PASS = re.compile(
+    r'File "([^"\n]+)", line (\d+) in \S+\n\s*File "[^"\n]*intarsia.passes.checks\.py", line \d+ in run\n'
+)
+
+
+def pass_in(stacks: str) -> str:
+    """Return where the pass is that a worker was in, by its stacks: "in a pass, at FILE:LINE"; or ""."""
+    found = _IN_PASS.search(stacks)
+    return "" if found is None else f"in a pass, at {found[1]}:{found[2]}"
 
 
 class Gone(Exception):
@@ -177,6 +189,7 @@ class WorkerProcess:
         )  # fmt: skip
         return WorkerTimeout(
             f"{name} took longer than {deadline:g} s in a compile worker",
+            why=f"it was {where}" if (where := pass_in(stacks)) else "",
             next_step="Raise compile_timeout if it needs more.",
             subject=name,
         )
