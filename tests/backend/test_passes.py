@@ -1,0 +1,593 @@
+"""Passes of plugins: they run where and in the order they say, for one compile, checked and counted."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._inductor.config as inductor_config
+from attrs import evolve
+from torch import Tensor, fx, nn
+
+import intarsia
+from intarsia.config import load_config
+from intarsia.errors import CompileFailed, ConfigError, PassError, PluginError
+from intarsia.host import Host
+from intarsia.interfaces import (
+    Option,
+    PassSpec,
+    Stage,
+)
+
+aten = torch.ops.aten
+
+STAGES: tuple[Stage, ...] = (
+    "graph", "piece", "piece-aten", "inductor-pre-grad", "inductor-joint",
+    "inductor-post-grad-before", "inductor-post-grad-after",
+)  # fmt: skip
+
+Deed = Callable[[fx.Graph], Any]
+
+
+class Do:
+    """A pass that does what it is given."""
+
+    def __init__(self, deed: Deed, identity: Any = "1") -> None:
+        self.deed, self.identity = deed, identity
+
+    def __call__(self, graph: fx.Graph) -> Any:
+        return self.deed(graph)
+
+    def uuid(self) -> Any:
+        return self.identity
+
+
+def does(name: str, deed: Deed, stage: Stage = "piece-aten", **more: Any) -> PassSpec:
+    """Return the spec of a pass that does something."""
+    identity = more.pop("identity", "1")
+    return PassSpec(
+        name, more.pop("version", "1"), stage, lambda options: Do(deed, identity), **more
+    )
+
+
+class Plugin:
+    """A plugin with passes and whatever else a test gives it."""
+
+    intarsia_api_version = (1, 0)
+
+    def __init__(self, *passes: PassSpec, name: str = "toys", **hooks: Sequence[Any]) -> None:
+        self.__name__ = name
+        self.passes = passes
+        for hook, records in hooks.items():
+            setattr(self, f"intarsia_{hook}", lambda records=records: list(records))
+
+    def intarsia_passes(self) -> list[PassSpec]:
+        return list(self.passes)
+
+
+def compiled(
+    model: Any, args: tuple[Any, ...], *plugins: Plugin, enable: Iterable[str] | None = None,
+    dynamic: Any = None, **settings: Any,
+) -> Any:  # fmt: skip
+    """Compile with plugins whose passes are all on, in the order of the plugins, unless told otherwise."""
+    settings.setdefault("compilers", ["eager"])
+    names = [one.name for plugin in plugins for one in plugin.passes]
+    table = {"enable": list(names if enable is None else enable), **settings.pop("passes", {})}
+    config = load_config(None, passes=table, **settings)
+    host = Host(config, extra_plugins=list(plugins))
+    return intarsia.compile(model, args, dynamic=dynamic or {}, config=config, host=host)
+
+
+def matches(made: Any) -> dict[str, Any]:
+    """Return how often each pass matched."""
+    return {total.name: total.matches for total in made.report.passes}
+
+
+def failures(made: Any) -> dict[str, str]:
+    """Return why what passes did was undone."""
+    return {t.name: "; ".join(t.failures) for t in made.report.passes if t.failures}
+
+
+def calls(graph: fx.Graph, target: Any) -> list[fx.Node]:
+    return [n for n in graph.nodes if n.op == "call_function" and n.target is target]
+
+
+def replaced(old: Any, new: Any) -> Deed:
+    """Return a pass that calls something else with the same arguments; it counts."""
+
+    def deed(graph: fx.Graph) -> int:
+        found = calls(graph, old)
+        for node in found:
+            node.target = new
+        return len(found)
+
+    return deed
+
+
+def affine(x: Tensor) -> Tensor:
+    return torch.relu(x) + 1
+
+
+X = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+
+
+# ----------------------------------------------------------------------------------------------- order
+
+
+@pytest.mark.parametrize("turn", [0, 1, 2])
+def test_passes_of_three_plugins_run_as_declared_however_they_are_installed(turn: int) -> None:
+    ran: list[str] = []
+    specs = [
+        does("last", lambda g: ran.append("last"), after=("middle", "absent")),
+        does("middle", lambda g: ran.append("middle")),
+        does("first", lambda g: ran.append("first"), before=("middle",)),
+    ]
+    plugins = [Plugin(one, name=f"plugin-{one.name}") for one in specs]
+    plugins = plugins[turn:] + plugins[:turn]
+    compiled(affine, (X,), *plugins)
+    assert ran == ["first", "middle", "last"]
+
+
+def test_without_constraints_the_order_is_that_of_the_settings() -> None:
+    ran: list[str] = []
+    plugin = Plugin(*(does(n, lambda g, n=n: ran.append(n)) for n in "abc"))
+    compiled(affine, (X,), plugin, enable=["c", "a", "b"])
+    assert ran == ["c", "a", "b"]
+
+
+def test_a_cycle_is_an_error_with_the_passes_in_it() -> None:
+    plugin = Plugin(does("a", len, before=("b",)), does("b", len, before=("a",)))
+    with pytest.raises(ConfigError, match="a runs after b runs after a"):
+        compiled(affine, (X,), plugin)
+
+
+def test_a_pass_is_asked_for_once() -> None:
+    plugin = Plugin(does("a", len))
+    with pytest.raises(ConfigError, match='"a" is asked for twice'):
+        compiled(affine, (X,), plugin, enable=["a", "a"])
+
+
+def test_two_plugins_with_a_pass_of_one_name_are_an_error() -> None:
+    with pytest.raises(PluginError, match="a"):
+        compiled(affine, (X,), Plugin(does("a", len)), Plugin(does("a", len), name="other"),
+                 enable=["a"])  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["enable", "disable"])
+def test_an_unknown_pass_has_its_nearest_name(key: str) -> None:
+    with pytest.raises(ConfigError, match='did you mean "fuse-norm"'):
+        compiled(affine, (X,), Plugin(does("fuse-norm", len)), passes={key: ["fuse-nrom"]})
+
+
+def test_disable_and_limit_leave_passes_out() -> None:
+    ran: list[str] = []
+    plugin = Plugin(*(does(n, lambda g, n=n: ran.append(n)) for n in "abcd"))
+    compiled(affine, (X,), plugin, passes={"disable": ["b"], "limit": 2})
+    assert ran == ["a", "c"]
+    compiled(affine, (X,), plugin, passes={"limit": 0})
+    assert ran == ["a", "c"]
+
+
+def test_a_pass_gets_its_options() -> None:
+    seen: list[Mapping[str, Any]] = []
+
+    def factory(options: Mapping[str, Any]) -> Do:
+        seen.append(dict(options))
+        return Do(lambda g: 0)
+
+    spec = PassSpec("a", "1", "piece", factory, {"eps": Option(1.0, float), "on": Option(True)})
+    compiled(affine, (X,), Plugin(spec), options={"a": {"eps": 0.5}})
+    assert seen
+    assert all(one == {"eps": 0.5, "on": True} for one in seen)
+
+
+# ---------------------------------------------------------------------------------------------- stages
+
+
+def stage_passes(ran: list[str]) -> Plugin:
+    return Plugin(*(does(s, lambda g, s=s: ran.append(s) or 1, s) for s in reversed(STAGES)))
+
+
+def test_every_stage_runs_in_the_life_of_a_graph() -> None:
+    ran: list[str] = []
+    made = compiled(affine, (X,), stage_passes(ran), compilers=["inductor"], strict=True)
+    assert ran == list(STAGES)
+    assert matches(made) == dict.fromkeys(STAGES, 1)
+    torch.testing.assert_close(made(X), affine(X))
+    assert "inductor-joint (inductor-joint) for {}: 1 matches in 1 graphs" in made.explain()
+
+
+RAN: list[str] = []
+"""What ran of the plugin of `on_disk`, in this process."""
+
+ON_DISK = """
+    from intarsia.interfaces import PassSpec
+    from tests.backend import test_passes as tests
+    intarsia_api_version = (1, 0)
+
+    class Note:
+        def __init__(self, options, stage=None):
+            self.stage = stage
+        def __call__(self, graph):
+            tests.RAN.append(self.stage)
+            return 1
+        def uuid(self):
+            return "1"
+
+    def __getattr__(name):
+        if not name.startswith("at_"):
+            raise AttributeError(name)
+        return lambda options: Note(options, name[3:].replace("_", "-"))
+
+    def intarsia_passes():
+        return [PassSpec(s, "1", s, "disk_passes:at_" + s.replace("-", "_")) for s in tests.STAGES]
+"""
+
+
+def test_every_stage_runs_through_torch_compile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.toys import write_distribution
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write_distribution(tmp_path, "disk", {"disk": "disk_passes"}, {"disk_passes": ON_DISK})
+    RAN.clear()
+    options = {"compilers": ["inductor"], "passes": {"enable": list(STAGES)}, "workers": 0}
+    made = torch.compile(affine, backend="intarsia", options=options)
+    torch.testing.assert_close(made(X), affine(X))
+    assert list(STAGES) == RAN
+
+
+def test_a_pass_for_some_boxes_runs_for_those() -> None:
+    def is_wide(box: Any) -> bool:
+        return bool(box["rows"][1] > 4)
+
+    plugin = Plugin(does("wide", lambda g: 1, boxes=is_wide), does("any", lambda g: 1))
+    made = compiled(affine, (X,), plugin, dynamic={"x": {0: "rows"}}, boxes={"rows": [4, 64]})
+    ran = [(t.name, t.box) for t in made.report.passes]
+    assert ran == [
+        ("any", "{rows: 1..4}"), ("wide", "{rows: 5..64}"), ("any", "{rows: 5..64}"),
+        ("wide", "{rows: 1..}"), ("any", "{rows: 1..}"),
+    ]  # fmt: skip
+    for rows in (4, 6):
+        x = X.repeat(2, 1)[:rows]
+        torch.testing.assert_close(made(x), affine(x))
+
+
+class Scale(nn.Module):
+    """Two equal pieces, with constants, around one that splits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run."""
+        return torch.relu(torch.sigmoid(torch.relu(x) * torch.tensor([2.0]))) * torch.tensor([2.0])
+
+
+def test_a_piece_with_constants_keeps_them() -> None:
+    plugin = Plugin(does("nothing", lambda g: 0))
+    made = compiled(Scale(), (X,), plugin, split_at=["torch.sigmoid"], strict=True)
+    torch.testing.assert_close(made(X), Scale()(X))
+
+
+def test_a_view_of_an_input_stays_one() -> None:
+    made = compiled(lambda x: x.view(8, 4), (X,), Plugin(does("nothing", lambda g: 0)), strict=True)
+    assert made(X).data_ptr() == X.data_ptr()
+
+
+# --------------------------------------------------------------------------------- scoped to a compile
+
+
+class Add(nn.Module):
+    """Adds a number, so that no two are one piece."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run."""
+        return torch.relu(x) + self.number
+
+
+@pytest.mark.parametrize("compiler", ["eager", "inductor"])
+def test_two_threads_do_not_see_each_others_passes(compiler: str) -> None:
+    stages: tuple[Stage, ...] = ("piece", "piece-aten")
+    stages += ("inductor-joint", "inductor-post-grad-after") if compiler == "inductor" else ()
+    rounds = 4 if compiler == "eager" else 2
+    ran: dict[str, list[int]] = {"left": [], "right": []}
+    start, problems = threading.Barrier(2), []
+
+    def work(name: str) -> None:
+        try:
+            start.wait(20)
+            for number in range(rounds):
+
+                def note(graph: fx.Graph) -> None:
+                    ran[name].append(threading.get_ident())
+
+                plugin = Plugin(*(does(f"{name}-{s}", note, s) for s in stages), name=name)
+                add = float(number + (name == "left"))
+                made = compiled(Add(add), (X,), plugin, compilers=[compiler])
+                assert {t.name for t in made.report.passes} == {f"{name}-{s}" for s in stages}
+                torch.testing.assert_close(made(X), torch.relu(X) + add)
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ran]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not problems
+    assert {name: len(idents) for name, idents in ran.items()} == dict.fromkeys(
+        ran, rounds * len(stages)
+    )
+    if compiler == "eager":
+        assert all(len(set(idents)) == 1 for idents in ran.values())
+
+
+def fail(graph: fx.Graph) -> None:
+    raise ValueError("no such luck")
+
+
+@pytest.mark.parametrize("stage", STAGES[3:])
+@pytest.mark.parametrize("strict", [False, True])
+def test_torchs_settings_are_as_before_also_after_an_error_in_a_slot(
+    stage: Stage, strict: bool
+) -> None:
+    before = inductor_config.save_config()
+    plugin = Plugin(does("fails", fail, stage))
+    if strict:
+        with pytest.raises(PassError, match="no such luck"):
+            compiled(affine, (X,), plugin, compilers=["inductor"], strict=True)
+    else:
+        made = compiled(affine, (X,), plugin, compilers=["inductor"])
+        assert "no such luck" in failures(made)["fails"]
+        assert made.report.piece_reports[0].compiler == "inductor"
+        torch.testing.assert_close(made(X), affine(X))
+    assert inductor_config.save_config() == before
+
+
+# ---------------------------------------------------------------------------------------------- checks
+
+
+def two(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two results, one of them not contiguous."""
+    return torch.relu(x).t(), (torch.relu(x) + y) * 2
+
+
+def results(graph: fx.Graph) -> list[Any]:
+    return list(graph.output_node().args[0])
+
+
+def last_through(target: Any, *more: Any) -> Deed:
+    """Return a pass that puts a call behind the first result."""
+
+    def deed(graph: fx.Graph) -> int:
+        first, *rest = results(graph)
+        with graph.inserting_before(graph.output_node()):
+            new = graph.call_function(target, (first, *more))
+        graph.output_node().args = ((new, *rest),)
+        return 1
+
+    return deed
+
+
+def add_output(graph: fx.Graph) -> None:
+    graph.output_node().args = ((*results(graph), results(graph)[0]),)
+
+
+def add_input(graph: fx.Graph) -> None:
+    with graph.inserting_before(next(iter(graph.nodes))):
+        graph.placeholder("one_more")
+
+
+def drop_input(graph: fx.Graph) -> None:
+    first, second = (n for n in graph.nodes if n.op == "placeholder")
+    second.replace_all_uses_with(first)
+    graph.erase_node(second)
+
+
+def swap_inputs(graph: fx.Graph) -> None:
+    first, second = (n for n in graph.nodes if n.op == "placeholder")
+    second.append(first)
+
+
+def drop_output(graph: fx.Graph) -> None:
+    graph.erase_node(graph.output_node())
+
+
+def use_before_made(graph: fx.Graph) -> None:
+    first = next(n for n in graph.nodes if n.op == "call_function")
+    next(n for n in reversed(graph.nodes) if n.op == "call_function").append(first)
+
+
+def call_badly(graph: fx.Graph) -> None:
+    calls(graph, aten.mul.Tensor)[0].args = (calls(graph, aten.mul.Tensor)[0].args[0],)
+
+
+def alias_input(graph: fx.Graph) -> None:
+    first = next(n for n in graph.nodes if n.op == "placeholder")
+    graph.output_node().args = ((results(graph)[0], first),)
+
+
+def to_other_device(graph: fx.Graph) -> None:
+    last_through(aten._to_copy.default)(graph)
+    calls(graph, aten._to_copy.default)[-1].kwargs = {"device": torch.device("meta")}
+
+
+BAD: dict[str, tuple[Deed, str]] = {
+    "shape": (last_through(aten.unsqueeze.default, 0), r"output 0 \(unsqueeze\w*\) had the shape"),
+    "dtype": (last_through(torch.ops.prims.convert_element_type.default, torch.float64),
+              r"output 0 \(convert\w*\) had the dtype torch.float32"),
+    "stride": (last_through(torch.Tensor.contiguous), r"output 0 \(contiguous\) had the stride"),
+    "device": (to_other_device, r"output 0 \(_to_copy\w*\) had the device cpu and has meta"),
+    "outputs": (add_output, "there were 2 outputs and are 3"),
+    "more-inputs": (add_input, "there were 2 inputs and are 3"),
+    "fewer-inputs": (drop_input, "there were 2 inputs and are 1"),
+    "order-of-inputs": (swap_inputs, "the inputs were in0, in1 and are in1, in0"),
+    "no-output": (drop_output, "not sound any more"),
+    "unsound": (use_before_made, "not sound any more: .*used before"),
+    "arguments": (call_badly, r"cannot be run any more, at mul\w*: "),
+    "memory": (alias_input, r"output 1 \(in0\) had memory of its own and has the memory of in0"),
+    "raises": (fail, "it raised ValueError: no such luck"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_pass_is_an_error_with_its_plugin_and_node_in_strict_mode(what: str) -> None:
+    deed, why = BAD[what]
+    plugin = Plugin(does("bad", deed), name="vendor")
+    with pytest.raises(PassError, match=why) as caught:
+        compiled(two, (X, X + 1), plugin, strict=True)
+    assert caught.value.subject == "bad"
+    assert 'the pass "bad" of plugin vendor' in caught.value.what
+    assert "two" in caught.value.what
+    assert "passes.disable" in caught.value.next_step
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_a_bad_pass_did_is_undone_and_told(what: str) -> None:
+    deed, why = BAD[what]
+    good = does("good", replaced(aten.relu.default, aten.relu.default))
+    made = compiled(two, (X, X + 1), Plugin(does("bad", deed), good, name="vendor"))
+    assert list(failures(made)) == ["bad"]
+    (warning,) = (w for w in made.report.warnings if "bad" in w)
+    assert "vendor" in warning
+    assert re.search(why, warning)
+    assert matches(made) == {"bad": None, "good": 2}
+    for mine, theirs in zip(made(X, X + 1), two(X, X + 1), strict=True):
+        torch.testing.assert_close(mine, theirs)
+        assert mine.stride() == theirs.stride()
+    assert "undone" in made.explain()
+
+
+def writes(x: Tensor, y: Tensor) -> Tensor:
+    """Write to two arguments, one after the other."""
+    x.add_(1)
+    y.mul_(2)
+    return x + y
+
+
+def swap_writes(graph: fx.Graph) -> int:
+    (add,), (mul,) = calls(graph, aten.add_.Tensor), calls(graph, aten.mul_.Tensor)
+    mul.append(add)
+    return 1
+
+
+def drop_write(graph: fx.Graph) -> int:
+    (add,) = calls(graph, aten.add_.Tensor)
+    add.target = aten.add.Tensor
+    return 1
+
+
+@pytest.mark.parametrize(("deed", "now"), [(swap_writes, "in1, in0"), (drop_write, "in1")])
+def test_the_order_of_writes_is_kept(deed: Deed, now: str) -> None:
+    def arguments() -> tuple[Tensor, ...]:
+        return X.clone(), X + 1
+
+    plugin = Plugin(does("bad", deed))
+    with pytest.raises(PassError, match=f"wrote, in order, to in0, in1, and writes to {now}"):
+        compiled(writes, arguments(), plugin, strict=True)
+    made = compiled(writes, arguments(), plugin)
+    mine, theirs = arguments(), arguments()
+    torch.testing.assert_close(made(*mine), writes(*theirs))
+    torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("stage", [s for s in STAGES if s != "piece-aten"])
+def test_the_checks_are_on_at_every_stage(stage: Stage) -> None:
+    plugin = Plugin(does("bad", last_through(aten.unsqueeze.default, 0), stage), name="vendor")
+    made = compiled(affine, (X,), plugin, compilers=["inductor"])
+    assert "had the shape (4, 8) and has (1, 4, 8)" in failures(made)["bad"]
+    torch.testing.assert_close(made(X), affine(X))
+    with pytest.raises(PassError, match='"bad" of plugin vendor'):
+        compiled(affine, (X,), plugin, compilers=["inductor"], strict=True)
+
+
+def test_a_size_that_depends_on_data_is_no_difference() -> None:
+    made = compiled(lambda x: x.nonzero() + 1, (X,), Plugin(does("nothing", lambda g: 0)))
+    assert not failures(made)
+    assert torch.equal(made(X), X.nonzero() + 1)
+
+
+def test_a_piece_without_an_aten_form_is_compiled_without_the_passes_over_it() -> None:
+    def function(x: Tensor) -> Tensor:
+        return torch.vmap(lambda row: row.sin() + 1)(x)
+
+    plugin = Plugin(does("fuses", lambda g: 1))
+    made = compiled(function, (X,), plugin)
+    assert "no ATen form" in failures(made)["fuses"]
+    torch.testing.assert_close(made(X), function(X))
+    # the failed trace has left nothing behind in this thread
+    assert not failures(compiled(affine, (X,), plugin))
+    with pytest.raises(CompileFailed, match="no ATen form"):
+        compiled(function, (X,), plugin, strict=True)
+
+
+def test_dynamic_sizes_are_compared_as_expressions() -> None:
+    def halve(graph: fx.Graph) -> None:
+        (first,) = results(graph)
+        with graph.inserting_before(graph.output_node()):
+            new = graph.call_function(aten.slice.Tensor, (first, 0, 0, 4))
+        graph.output_node().args = ((new,),)
+
+    made = compiled(affine, (X,), Plugin(does("bad", halve)), dynamic={"x": {0: "rows"}})
+    assert "had the shape" in failures(made)["bad"]  # though the example has 4 rows
+    torch.testing.assert_close(made(X.repeat(2, 1)), affine(X.repeat(2, 1)))
+
+
+class Blocks(nn.Module):
+    """Six blocks with a relu each, in three equal pieces."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run."""
+        for _ in range(3):
+            x = torch.sigmoid(torch.relu(torch.relu(x) - 1))
+        return x
+
+
+def test_matches_count_over_the_whole_graph() -> None:
+    def plugin(deed: Deed, least: int) -> Plugin:
+        return Plugin(does("fuse", deed, min_matches=least))
+
+    def some(graph: fx.Graph) -> int:
+        return len(calls(graph, aten.relu.default))
+
+    split = {"split_at": ["torch.sigmoid"]}
+    made = compiled(Blocks(), (X,), plugin(some, 6), strict=True, **split)
+    assert matches(made) == {"fuse": 6}
+    assert made.report.compiler_calls == 1  # equal pieces are compiled once, and count each
+    with pytest.raises(PassError, match="matched 6 times for {}, not 7 or more"):
+        compiled(Blocks(), (X,), plugin(some, 7), strict=True, **split)
+    with pytest.raises(PassError, match="matched 0 times for {}, not 6 or more"):
+        compiled(Blocks(), (X,), plugin(lambda g: 0, 6), strict=True, **split)
+    made = compiled(Blocks(), (X,), plugin(lambda g: 0, 6), **split)
+    assert any("matched 0 times for {}, not 6 or more" in w for w in made.report.warnings)
+    torch.testing.assert_close(made(X), Blocks()(X))
+
+
+def test_a_pass_that_must_match_and_does_not_even_run_is_told() -> None:
+    plugin = Plugin(does("fuse", lambda g: 3, "inductor-post-grad-after", min_matches=1))
+    made = compiled(affine, (X,), plugin)  # eager has no such stage
+    assert any("matched 0 times" in w for w in made.report.warnings)
+    with pytest.raises(PassError, match="matched 0 times"):
+        compiled(affine, (X,), plugin, strict=True)
+    not_here = evolve(plugin.passes[0], boxes=lambda box: False)
+    assert not compiled(affine, (X,), Plugin(not_here)).report.warnings
+
+
+def test_the_graph_before_and_after_is_written_down(tmp_path: Path) -> None:
+    deed = replaced(aten.relu.default, aten.sigmoid.default)
+    compiled(affine, (X,), Plugin(does("wrong", deed)), dump=str(tmp_path))
+    (before,), (after,) = (
+        [f.read_text() for f in tmp_path.rglob(f"*wrong-{when}.txt")]
+        for when in ("before", "after")
+    )
+    assert "aten.relu" in before
+    assert "aten.sigmoid" not in before
+    assert "aten.sigmoid" in after
