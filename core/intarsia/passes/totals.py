@@ -54,12 +54,18 @@ def check_matches(specs: Sequence[PassSpec], found: Sequence[PassTotal], strict:
     """Return a warning for each pass that matched too seldom, or failed.
 
     Raises:
-        PassError: one matched too seldom, and `strict` is on.
+        PassError: one did so, and `strict` is on; also where a piece without it comes out of the cache.
     """
     wanted = {spec.name: spec.min_matches for spec in specs if spec.min_matches}
     warnings = []
     for total in found:
         for why in total.failures:
+            if strict:
+                raise PassError(
+                    f'the pass "{total.name}" was undone when the piece was compiled', why=why,
+                    next_step=f'Leave it out: passes.disable = ["{total.name}"], or compile without strict.',
+                    subject=total.name,
+                )  # fmt: skip
             warnings.append(f'the pass "{total.name}" was undone: {why}')
         least = wanted.get(total.name, 0)
         matches = total.matches or 0
