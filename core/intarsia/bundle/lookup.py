@@ -135,7 +135,12 @@ def _settings(asked: Chosen) -> dict[str, str]:
         if attribute.name in plain and attribute.name not in _APART:
             value = json.dumps(plain[attribute.name], sort_keys=True, default=repr)
             found[f"setting {attribute.name.replace('_', '-')}"] = value
-    found.update(pass_plan(asked.host, asked.platform, asked.config).factors())
+    passes = pass_plan(asked.host, asked.platform, asked.config)
+    found.update(passes.factors())
+    # Not in the key of a piece, which it does not change; a plan is checked when it is made.
+    least = {spec.name: spec.min_matches for spec in passes.specs if spec.min_matches}
+    if least:
+        found["matches asked of passes"] = json.dumps(least, sort_keys=True)
     return found
 
 
