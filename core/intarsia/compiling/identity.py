@@ -44,7 +44,14 @@ def _options(values: Mapping[str, Any], spec: CompilerSpec) -> str:
         key: value for key, value in values.items()
         if key != "*" and getattr(known.get(key, free), "in_key", True)
     }  # fmt: skip
-    return json.dumps(kept, sort_keys=True, default=repr)
+    return json.dumps(kept, sort_keys=True, default=_told_by)
+
+
+def _told_by(value: Any) -> str:
+    """Return what an option's object is told from others by: its `uuid()`, as passes have; else itself."""
+    uuid = getattr(value, "uuid", None)
+    found = uuid() if callable(uuid) else None
+    return repr(value) if found is None else f"{type(value).__qualname__} {found!r}"
 
 
 def _provider(host: Host, spec: object, name: str, factory: Any) -> dict[str, str]:
