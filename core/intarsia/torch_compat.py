@@ -676,6 +676,11 @@ def expression_of(value: Any) -> Any:
     return value.node.expr if isinstance(value, torch.SymInt) else value
 
 
+def size_in_example(size: int | torch.SymInt) -> int:
+    """Return what a size is in the example, without deciding that it is."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else size
+
+
 def bounds_of(expression: Any, box: Mapping[Any, tuple[int, int]]) -> Any:
     """Return torch's interval answer for an expression over a box: a ValueRanges."""
     from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy

@@ -158,8 +158,9 @@ def _dynamic_dims(info: Any, request: CompileRequest, dims: dict[str, Any], dim:
 
 
 def _example(value: torch.Tensor) -> torch.Tensor:
-    sizes = [int(s) for s in value.shape]
-    strides = [int(s) for s in value.stride()]
+    # Not int(): that notes for the request's box that the size is this one.
+    sizes = [torch_compat.size_in_example(s) for s in value.shape]
+    strides = [torch_compat.size_in_example(s) for s in value.stride()]
     made = torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
     return made.fill_(0) if made.dtype is not torch.bool else made.fill_(False)
 
