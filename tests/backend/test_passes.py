@@ -17,12 +17,19 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 import intarsia
 from intarsia.config import load_config
-from intarsia.errors import CompileFailed, ConfigError, PassError, PluginError
+from intarsia.errors import CompileFailed, CompileRejected, ConfigError, PassError, PluginError
 from intarsia.host import Host
 from intarsia.interfaces import (
+    Capabilities,
+    CompileRequest,
+    CompileResult,
+    CompilerSpec,
+    Decision,
     Option,
     PassManagerSpec,
+    PassReport,
     PassSpec,
+    PlatformSpec,
     Stage,
 )
 from intarsia.passes.manager import BuiltInManager
@@ -776,3 +783,195 @@ def test_a_pass_of_the_users_in_a_slot_runs_first_and_enters_the_key(
     assert found("1") == "plan"
     assert found("2") == "nothing"
     assert ran == ["user", "ours"] * 2
+
+
+# ----------------------------------------------------------------------------------- a vendor's manager
+
+
+def platforms(manager: str | None) -> list[PlatformSpec]:
+    """Return a platform on the CPU of its own, with a manager, and with the passes "a" and "b"."""
+    return [
+        PlatformSpec(
+            name="acme", device_type="cpu", available=lambda: Decision(True), compilers=("eager",),
+            passes=("a", "b"), pass_manager=manager,
+        )
+    ]  # fmt: skip
+
+
+def test_a_vendors_manager_is_used_for_its_platform_only_and_its_factors_enter_the_key(
+    tmp_path: Path,
+) -> None:
+    ran: list[str] = []
+    specs = [does(n, lambda g, n=n: ran.append(n)) for n in "ab"]
+    plugin = Plugin(*specs, pass_managers=[REVERSED], platforms=platforms("reversed"))
+    kept = Kept(tmp_path, compilers=None)
+    made = kept.made(plugin, enable=[], platform="acme")
+    assert made.report.platform == "acme"
+    assert ran == ["b", "a"]
+    assert "level=1" in made.explain()
+    ran.clear()
+    kept.made(plugin, enable=["a", "b"], platform="cpu")
+    assert ran == ["a", "b"]
+    assert kept.found(plugin, enable=[], platform="acme") == "plan"
+
+    class Newer(Reversed):
+        level = "2"
+
+    newer = PassManagerSpec("reversed", lambda: Newer())
+    plugin = Plugin(*specs, pass_managers=[newer], platforms=platforms("reversed"))
+    assert kept.found(plugin, enable=[], platform="acme") == "nothing"
+
+
+def test_the_checks_stay_on_with_a_vendors_manager() -> None:
+    good = does("good", replaced(aten.relu.default, aten.relu.default), min_matches=3)
+    bad = does("bad", last_through(aten.unsqueeze.default, 0))
+    plugin = Plugin(good, bad, pass_managers=[REVERSED])
+    made = compiled(affine, (X,), plugin, pass_manager="reversed")
+    assert "had the shape" in failures(made)["bad"]
+    assert any('"good" matched 1 times' in w for w in made.report.warnings)
+    torch.testing.assert_close(made(X), affine(X))
+    with pytest.raises(PassError, match="had the shape"):
+        compiled(affine, (X,), plugin, pass_manager="reversed", strict=True)
+
+
+def managed(order: Callable[[list[PassSpec]], Sequence[PassSpec]], **methods: Any) -> Plugin:
+    """Return a plugin with the passes "a" and "b" and a manager that is built in but for something."""
+    methods["order"] = lambda self, specs, *_: order(list(specs))
+    manager = type("Managed", (BuiltInManager,), methods)
+    specs = (does("a", lambda g: 1, min_matches=1), does("b", lambda g: 1))
+    return Plugin(*specs, pass_managers=[PassManagerSpec("acme", manager)])
+
+
+STRANGE = does("strange", lambda g: 1)
+
+
+@pytest.mark.parametrize(
+    ("order", "answer"),
+    [
+        (lambda specs: [*specs, STRANGE], "a, b, strange"),
+        (lambda specs: [*specs, specs[0]], "a, b, a"),
+        (lambda specs: [evolve(specs[0], version="9"), specs[1]], "a, b"),
+    ],
+)
+def test_a_manager_orders_the_passes_that_it_is_given_and_no_others(
+    order: Any, answer: str
+) -> None:
+    with pytest.raises(PluginError, match=f'"acme" gave an order.*asked for a, b.* {answer}'):
+        compiled(affine, (X,), managed(order), pass_manager="acme")
+
+
+def test_a_manager_may_leave_passes_out_but_not_unseen() -> None:
+    made = compiled(affine, (X,), managed(lambda specs: specs[1:]), pass_manager="acme")
+    assert matches(made) == {"b": 1}
+    ran_none = managed(list, run=lambda self, passes, stage, graph, context: PassReport(stage))
+    made = compiled(affine, (X,), ran_none, pass_manager="acme")
+    assert [w for w in made.report.warnings if '"a" matched 0 times' in w]
+    # what it reports does not count, only what the checks have seen
+    assert matches(made) == {"a": None}
+
+
+# ---------------------------------------------------------------------------------- every compiler alike
+
+
+@torch.library.custom_op("intarsia_test_passes::relu_and_one", mutates_args=())
+def relu_and_one(x: Tensor) -> Tensor:
+    """Return relu(x) + 1."""
+    return torch.relu(x) + 1
+
+
+@relu_and_one.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def relu_and_one_fused(graph: fx.Graph) -> int:
+    """Replace relu and an addition of 1, as a vendor writes it by hand."""
+    count = 0
+    for add in calls(graph, aten.add.Tensor):
+        relu = add.args[0]
+        if getattr(relu, "target", None) is aten.relu.default and add.args[1] == 1:
+            with graph.inserting_before(add):
+                new = graph.call_function(
+                    torch.ops.intarsia_test_passes.relu_and_one.default, (relu.args[0],)
+                )
+            add.replace_all_uses_with(new)
+            graph.erase_node(add)
+            graph.erase_node(relu)
+            count += 1
+    return count
+
+
+FORMS: list[str] = []
+"""What the foreign compiler found of the fused operator."""
+
+
+class Foreign:
+    """A compiler of somebody else, that takes one form and looks for the fused operator in it."""
+
+    def __init__(self, form: str) -> None:
+        self.form = form
+
+    def compile(self, request: CompileRequest) -> CompileResult:
+        """Run the piece in the form."""
+        lowered = request.lower(self.form)
+        if self.form == "exported":
+            graph, run = lowered.graph, lowered.module()
+        else:
+            graph, run = lowered.graph, lowered
+        FORMS.extend(str(n.target) for n in graph.nodes if "relu_and_one" in str(n.target))
+        return CompileResult(lambda *inputs: tuple(run(*inputs)))
+
+    def factors(self) -> None:
+        """It is never kept."""
+        return
+
+    def supports(self, op: Any) -> Decision:
+        """Take all."""
+        return Decision(True)
+
+
+def foreign(form: str) -> CompilerSpec:
+    return CompilerSpec(
+        name="foreign", version="1", factory=lambda options, device: Foreign(form),
+        capabilities=Capabilities(
+            dynamic_shapes=True, mutation=form == "aten-mutable", custom_ops=True, workers=False
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "who", ["eager", "inductor", "exported", "aten-functional", "aten-mutable", "torch"]
+)
+def test_a_vendors_fusion_reaches_every_compiler(who: str) -> None:
+    FORMS.clear()
+    is_ours = who in ("eager", "inductor")
+    spec = does("fuse", relu_and_one_fused, min_matches=2)
+    plugin = Plugin(spec, compilers=[] if is_ours else [foreign(who)])
+
+    def function(x: Tensor) -> Tensor:
+        return torch.sigmoid(torch.relu(x) + 1) @ x.t() + (torch.relu(x) + 1).sum()
+
+    made = compiled(
+        function, (X,), plugin, compilers=[who if is_ours else "foreign"], strict=True,
+        dynamic={"x": {0: "rows"}}, dynamic_ranges={"rows": [2, 64]},
+    )  # fmt: skip
+    assert matches(made) == {"fuse": 2}
+    for x in (X, X.repeat(3, 1)):
+        torch.testing.assert_close(made(x), function(x))
+    if not is_ours:
+        assert FORMS == ["intarsia_test_passes.relu_and_one.default"] * 2
+
+
+def test_a_pass_counts_once_however_many_forms_and_compilers_a_piece_goes_through() -> None:
+    class Picky(Foreign):
+        def compile(self, request: CompileRequest) -> CompileResult:
+            """Take every form, and decline."""
+            for form in ("exported", "aten-functional", "aten-mutable"):
+                request.lower(form)
+            raise CompileRejected("not mine")
+
+    picky = evolve(foreign("exported"), factory=lambda options, device: Picky("exported"))
+    plugin = Plugin(does("fuse", relu_and_one_fused), compilers=[picky])
+    made = compiled(affine, (X,), plugin, compilers=["foreign", "eager"])
+    assert made.report.piece_reports[0].compiler == "eager"
+    assert matches(made) == {"fuse": 1}
