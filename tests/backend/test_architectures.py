@@ -315,6 +315,7 @@ def test_mamba_at_a_fixed_length(length: int, compiler: str) -> None:
     compiled_like_eager(MAMBA, compiler, sizes)
 
 
+@pytest.mark.slow
 def test_a_length_that_capture_unrolls_is_refused_by_name() -> None:
     # Without its kernels Mamba loops over the length in Python. Torch's capture fixes the length then,
     # without a word, although it was marked as dynamic.

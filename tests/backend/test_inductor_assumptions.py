@@ -35,6 +35,7 @@ print(piece.compiler, [a.reason for b in piece.boxes for a in b.attempts])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_an_assumption_is_refused_in_the_second_process_too(tmp_path: Path) -> None:
     variables = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}

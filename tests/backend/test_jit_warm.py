@@ -377,6 +377,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_compile_each_piece_once(
     plugin: Path, tmp_path: Path
 ) -> None:

@@ -172,6 +172,7 @@ def test_a_file_edited_after_the_import_is_not_taken_for_what_runs(site: Path) -
     assert found.told[0]["result"] != late.told[0]["result"]
 
 
+@pytest.mark.slow
 def test_an_old_compiled_file_that_python_takes_for_the_new_source_is_noticed(site: Path) -> None:
     writes = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     first = fresh(RUN, site.parent / "c", paths=[site], env=writes).told[0]
@@ -232,6 +233,7 @@ def test_generated_code_that_a_module_holds_is_compared_by_what_it_does(tmp_path
     assert "code of __main__:space_made has changed" in found[2]["plan_miss"]
 
 
+@pytest.mark.slow
 def test_a_source_that_was_removed_is_named_and_not_taken_as_unchanged(site: Path) -> None:
     # compiled files alone, as some images ship them
     code = "import compileall, sys\ncompileall.compile_dir(sys.argv[1], quiet=1, legacy=True)\n"

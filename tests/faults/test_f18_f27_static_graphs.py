@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -642,6 +642,16 @@ def test_f27_threads_call_through_torch_compile(threads: int) -> None:
 # ------------------------------------------------------------------------- F33: finalisers
 
 
+@pytest.fixture
+def _little_garbage() -> Iterator[None]:
+    """Leave what other tests made out of the many collections of one test."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("_little_garbage")
 def test_f33_garbage_collection_in_a_recording() -> None:
     log: list[str] = []
 
