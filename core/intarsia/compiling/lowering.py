@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,9 +37,8 @@ def _rewritten(request: CompileRequest) -> fx.GraphModule | None:
     """
     if not any(spec.stage == "piece-aten" for spec in request.passes):
         return None
-    form: Form = "aten-mutable" if request.signature.mutated else "aten-functional"
     try:
-        shared: fx.GraphModule = lower(request, form)
+        shared = _shared_form(request)
     except CompileRejected as error:
         if request.pass_setup is None or request.pass_setup.strict:
             raise
@@ -48,6 +48,16 @@ def _rewritten(request: CompileRequest) -> fx.GraphModule | None:
     graph.output(graph.graph_copy(shared.graph, {}))
     # With its nodes: a module takes over what they refer to, as constants and the branches of a cond.
     return fx.GraphModule(shared, graph)
+
+
+def _shared_form(request: CompileRequest) -> fx.GraphModule:
+    if not request.signature.mutated:
+        # What writes to a tensor of the piece's own by a custom operator has no functional form.
+        with contextlib.suppress(CompileRejected):
+            functional: fx.GraphModule = lower(request, "aten-functional")
+            return functional
+    mutable: fx.GraphModule = lower(request, "aten-mutable")
+    return mutable
 
 
 def _note_skipped(request: CompileRequest, error: CompileRejected) -> None:
