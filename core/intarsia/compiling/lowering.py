@@ -26,7 +26,10 @@ def lower(request: CompileRequest, form: Form) -> Any:
         return _rewritten(request) or request.graph  # each compiler has a copy of its own
     made = request._lowered
     if form not in made:
-        made[form] = _LOWERINGS[form](request)
+        # torch's trace wraps Module.__call__ for the whole process while it runs: where two do so at a time,
+        # one wrapper stays for good.
+        with torch_compat.tracing_lock():
+            made[form] = _LOWERINGS[form](request)
     return made[form]
 
 
