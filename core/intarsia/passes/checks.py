@@ -132,7 +132,9 @@ class Checked:
             return
         folder = Path(self.dump) / "passes"
         folder.mkdir(parents=True, exist_ok=True)
-        stem = f"{len(self.runs):02}-{self.where.replace(os.sep, '_')}-{spec.name}"
+        # Of all that ran so far: a piece comes once for each box and stage.
+        number = sum(1 for _ in folder.glob("*-before.txt"))
+        stem = f"{number:02}-{self.where.replace(os.sep, '_')}-{spec.name}"
         (folder / f"{stem}-before.txt").write_text(f"{before}\n", encoding="utf-8")
         (folder / f"{stem}-after.txt").write_text(f"{after}\n", encoding="utf-8")
 
