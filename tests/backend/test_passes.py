@@ -644,6 +644,16 @@ def test_a_pass_that_must_match_and_does_not_even_run_is_told() -> None:
     assert not compiled(affine, (X,), Plugin(not_here)).report.warnings
 
 
+def test_the_graphs_of_every_box_are_written_down(tmp_path: Path) -> None:
+    compiled(
+        affine, (X,), Plugin(does("a", lambda g: 0), does("b", lambda g: 0)), dump=str(tmp_path),
+        dynamic={"x": {0: "rows"}}, boxes={"rows": [4, 64]},
+    )  # fmt: skip
+    names = sorted(file.name for file in tmp_path.rglob("*-after.txt"))
+    assert [name[:2] for name in names] == [f"{n:02}" for n in range(6)]
+    assert [name[-11] for name in names] == ["a", "b"] * 3
+
+
 def test_the_graph_before_and_after_is_written_down(tmp_path: Path) -> None:
     deed = replaced(aten.relu.default, aten.sigmoid.default)
     compiled(affine, (X,), Plugin(does("wrong", deed)), dump=str(tmp_path))
@@ -1059,9 +1069,17 @@ HANGING = """
         def __call__(self, graph):
             return len(graph.nodes)
 
+    class Swap(Spin):
+        def __call__(self, graph):
+            import torch
+            for node in graph.nodes:
+                if node.target is torch.ops.aten.relu.default:
+                    node.target = torch.ops.aten.sigmoid.default
+            return 1
+
     def intarsia_passes():
         return [PassSpec(c.__name__.lower(), "1", "piece-aten", f"hanging_passes:{c.__name__}")
-                for c in (Spin, Hold, Crash, Count)]
+                for c in (Spin, Hold, Crash, Count, Swap)]
 """
 
 
@@ -1082,6 +1100,27 @@ def test_passes_count_in_a_worker_as_here(hanging: dict[str, Any]) -> None:
     made = compiled(affine, (X,), enable=["count"], strict=True, **hanging)
     here = compiled(affine, (X,), enable=["count"], strict=True, **{**hanging, "workers": 0})
     assert matches(made) == matches(here) == {"count": 4}
+
+
+@pytest.mark.timeout(60)
+def test_passes_are_in_packages_that_are_made_in_the_background(
+    hanging: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {
+        "compilers": ["tiered"], "artifact": "tiered", "cache": str(tmp_path / "cache"),
+        "options": {"tiered": {"folder": str(tmp_path)}},
+    }  # fmt: skip
+    made = compiled(affine, (X,), enable=["swap"], **settings)
+    expected = torch.sigmoid(X) + 1  # the pass is wrong on purpose, so that one sees where it is
+    torch.testing.assert_close(made(X), expected)
+    assert made.wait_packages(40)
+    again = compiled(affine, (X,), enable=["swap"], **settings)
+    for one in (made, again):
+        (box,) = one._engine.dispatcher.boxes
+        assert {function.tier for function in box.functions.values()} == {"package"}
+        torch.testing.assert_close(one(X), expected)
+    assert again.report.bundle_reads == 1
+    assert matches(again) == matches(made) == {"swap": 1}
 
 
 @pytest.mark.timeout(60)
