@@ -16,7 +16,8 @@ from intarsia.capture.graph import ArgumentTree
 from intarsia.errors import CacheError, ConfigError, ContractError
 from intarsia.report.records import Report
 from intarsia.runtime.bound import BoundBox, close_callable
-from intarsia.runtime.contract import Entry, Memory, TensorContract, diagnose, relayout
+from intarsia.runtime.contract import Entry, TensorContract, diagnose, relayout
+from intarsia.runtime.memory import Memory
 from intarsia.runtime.source import compile_source
 from intarsia.runtime.swapping import Swappable
 from intarsia.runtime.weights import Announced, PlanInput, live_weights, owners, watch
@@ -104,7 +105,7 @@ class Engine(Swappable):
         return any(map(memory.holds, written))
 
     def _relayout(self, tensor: torch.Tensor, path: str, stride: Any = None) -> torch.Tensor:
-        made = relayout(tensor, stride)
+        made = relayout(self.name, path, tensor, stride)
         if made is not tensor:
             self.events.count("relayout", path)
         return made

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing._internal.two_tensor import TwoTensor
 
 import intarsia
-from intarsia.runtime.contract import overlap
+from intarsia.runtime.memory import overlap
 
 
 def compiled(model: Any, *args: Any, **options: Any) -> Any:
@@ -286,6 +286,15 @@ def plus(x: Tensor) -> Tensor:
 
 def add(x: Tensor) -> Tensor:
     return x.add_(1)
+
+
+def test_ordinary_rows_where_expanded_ones_were_captured_are_refused_by_name() -> None:
+    x = torch.randn(8).expand(4, 8)
+    call = compiled(plus, x)
+    assert torch.equal(call(x), plus(x))
+    refused(
+        call, torch.randn(4, 8), match=r"x: expected the strides \(0, 1\) of an expanded tensor"
+    )
 
 
 def test_negative_and_conjugate_bits_are_resolved() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from graphlib import CycleError, TopologicalSorter
 
 from intarsia.errors import ConfigError
 from intarsia.interfaces import PassSpec
@@ -18,37 +19,30 @@ def ordered(specs: Sequence[PassSpec]) -> list[PassSpec]:
     Raises:
         ConfigError: constraints contradict each other; the message has the passes of the cycle.
     """
-    earlier = _earlier(specs)
-    left, found = list(specs), []
-    while left:
-        free = next((s for s in left if not earlier[s.name] & {o.name for o in left}), None)
-        if free is None:
-            raise _cycle(left, earlier)
-        left.remove(free)
-        found.append(free)
+    by_name = {spec.name: spec for spec in specs}
+    places = {name: place for place, name in enumerate(by_name)}
+    sorter: TopologicalSorter[str] = TopologicalSorter(dict.fromkeys(by_name, ()))
+    for spec in specs:
+        sorter.add(spec.name, *(name for name in spec.after if name in by_name))
+        for later in by_name.keys() & set(spec.before):
+            sorter.add(later, spec.name)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        raise _contradiction(error.args[1][::-1]) from None
+    free: list[str] = []
+    found = []
+    while sorter.is_active():
+        free = sorted([*free, *sorter.get_ready()], key=places.__getitem__)
+        found.append(by_name[free[0]])
+        sorter.done(free.pop(0))
     return found
 
 
-def _earlier(specs: Sequence[PassSpec]) -> dict[str, set[str]]:
-    """Return name -> the names of passes that run before it."""
-    known = {spec.name for spec in specs}
-    earlier: dict[str, set[str]] = {name: set() for name in known}
-    for spec in specs:
-        earlier[spec.name] |= known & set(spec.after)
-        for later in known & set(spec.before):
-            earlier[later].add(spec.name)
-    return earlier
-
-
-def _cycle(left: Sequence[PassSpec], earlier: dict[str, set[str]]) -> ConfigError:
-    names = {spec.name for spec in left}
-    path = [left[0].name]
-    while path[-1] not in path[:-1]:
-        path.append(min(earlier[path[-1]] & names))
-    around = path[path.index(path[-1]) :]
+def _contradiction(cycle: Sequence[str]) -> ConfigError:
     return ConfigError(
         "passes cannot be put in order",
-        why=" runs after ".join(around),
-        next_step=f"Change a before or after of one of them, or disable {around[0]}.",
-        subject=around[0],
+        why=" runs after ".join(cycle),
+        next_step=f"Change a before or after of one of them, or disable {cycle[0]}.",
+        subject=cycle[0],
     )

@@ -158,6 +158,16 @@ def boxed_call(function: Forward) -> bool:
     return bool(getattr(function, "boxed_call", False))
 
 
+def spread(function: Forward) -> Forward:
+    """Return a function of one list as one of positional inputs."""
+    return lambda *inputs: function(list(inputs))
+
+
+def unboxed(function: Forward) -> Forward:
+    """Return a compiled piece as a function of positional inputs."""
+    return spread(function) if boxed_call(function) else function
+
+
 @define
 class BoundBox:
     """A plan bound for one box: the pieces' callables, bound to the weights.
@@ -190,7 +200,7 @@ class BoundBox:
         """Attach weights (one per placeholder of the graph, None for others) and callables."""
         functions = {p.index: self._bound(p, self.functions[p.index], weights)
                      for p in self.plan.pieces}  # fmt: skip
-        boxed = {i: bool(getattr(f, "boxed_call", False)) for i, f in functions.items()}
+        boxed = {i: boxed_call(f) for i, f in functions.items()}
         stitching, code = self.plan.stitched(boxed)
         names = {name: weights[i] for i, name in stitching.weights.items()}
         tests = self.plan.conversions.values(self.plan.root, weights)
@@ -220,8 +230,8 @@ class BoundBox:
         """Return pieces that are compared with eager."""
         return {
             index: Verified(
-                function, how.eager[index], how.mutated[index], f"{self.name}.piece_{index}",
-                self.functions[index].compiler, boxed_call(function), how.left[index],
+                unboxed(function), how.eager[index], how.mutated[index],
+                f"{self.name}.piece_{index}", self.functions[index].compiler, how.left[index],
                 functools.partial(self._verified_enough, index),
                 functools.partial(self._quarantine, index),
             )

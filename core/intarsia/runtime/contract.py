@@ -10,7 +10,6 @@ from __future__ import annotations
 import builtins
 import math
 import re
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from intarsia.capture.structure import Path, Step
 from intarsia.compiling.signature import size_of
 from intarsia.dtypes import dtype_name
 from intarsia.errors import ContractError
+from intarsia.runtime.memory import overlap, overlapping, repeats
 from intarsia.runtime.source import Namespace, identifier
 
 
@@ -413,85 +413,23 @@ def same_value(value: Any, wanted: Any) -> bool:
         return False
 
 
-def overlap(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Say whether the bytes from the first to the last of two tensors overlap."""
-    if left is right or right.layout != torch.strided or left.layout != torch.strided:
-        return left is right
-    first, last = byte_range(left)
-    start, end = byte_range(right)
-    return start < last and first < end and start != 0  # 0: no memory at all, as on "meta"
+def relayout(
+    name: str, path: str, tensor: torch.Tensor, stride: Sequence[int] | None = None
+) -> torch.Tensor:
+    """Return a copy of an argument in the layout that the pieces were compiled for, without lazy bits.
 
-
-def byte_range(tensor: torch.Tensor) -> tuple[int, int]:
-    """Return the addresses of a strided tensor's first byte and after its last one."""
-    try:
-        start = tensor.data_ptr()
-    except RuntimeError:  # a subclass around other tensors
-        return 0, 0
-    if tensor.is_contiguous():
-        return start, start + tensor.nbytes
-    if not tensor.numel():
-        return start, start
-    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return start, start + (last + 1) * tensor.element_size()
-
-
-def overlapping(written: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
-    """Say whether one of the written tensors overlaps another one of them, or one of the others."""
-    if len(written) == 1 and not others:
-        return False
-    ranges = [(*byte_range(t), True) for t in written]
-    ranges += [(*byte_range(t), False) for t in others if t.layout is torch.strided]
-    ranges.sort()
-    end_of_any = end_of_written = 0
-    for start, end, is_written in ranges:
-        if start == end or not start:
-            continue
-        if start < end_of_written or (is_written and start < end_of_any):
-            return True
-        end_of_any = max(end_of_any, end)
-        if is_written:
-            end_of_written = max(end_of_written, end)
-    return False
-
-
-@frozen
-class Memory:
-    """The memory that some tensors take: separate ranges in order."""
-
-    starts: tuple[int, ...]
-    ends: tuple[int, ...]
-
-    @classmethod
-    def of(cls, tensors: Sequence[torch.Tensor]) -> Memory:
-        """Return the memory of tensors."""
-        starts: list[int] = []
-        ends: list[int] = []
-        for start, end in sorted(byte_range(t) for t in tensors if t.layout is torch.strided):
-            if start == end or not start:
-                continue
-            if ends and start <= ends[-1]:
-                ends[-1] = max(ends[-1], end)
-            else:
-                starts.append(start)
-                ends.append(end)
-        return cls(tuple(starts), tuple(ends))
-
-    def holds(self, tensor: torch.Tensor) -> bool:
-        """Say whether a tensor overlaps with it."""
-        start, end = byte_range(tensor)
-        place = bisect_right(self.ends, start)
-        return place < len(self.starts) and self.starts[place] < end and start != end
-
-
-def relayout(tensor: torch.Tensor, stride: Sequence[int] | None = None) -> torch.Tensor:
-    """Return a copy of a tensor in the layout that the pieces were compiled for, without lazy bits."""
+    Raises:
+        ContractError: that layout has several elements at one place, as an expanded tensor has.
+    """
     tensor = tensor.resolve_neg().resolve_conj()
     if stride is None:
         return tensor.contiguous()
     if all(n == 1 or a == b for n, a, b in zip(tensor.shape, tensor.stride(), stride, strict=True)):
         return tensor
     made = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device)
+    if repeats(made):
+        raise _error(name, path, f"the strides {tuple(stride)} of an expanded tensor",
+                     f"strides {tensor.stride()}")  # fmt: skip
     return made.copy_(tensor)
 
 
@@ -658,7 +596,7 @@ def _autocast_error(
     )
 
 
-def _error(name: str, path: Path, expected: str, got: str) -> ContractError:
+def _error(name: str, path: Path | str, expected: str, got: str) -> ContractError:
     return ContractError(
         f"a call of {name} does not fit what was captured",
         why=f"{path}: expected {expected}, got {got}",

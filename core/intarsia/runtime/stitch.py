@@ -19,7 +19,7 @@ from intarsia.capture.graph import Graph, GraphInput
 from intarsia.capture.structure import Effect, Path, Template, template_source
 from intarsia.compiling.signature import size_of
 from intarsia.errors import CaptureError
-from intarsia.runtime.contract import overlap
+from intarsia.runtime.memory import overlap
 from intarsia.runtime.source import Body, Namespace, identifier, literal, number_source
 from intarsia.runtime.stitching import Stitching, piece_call
 from intarsia.split.partition import Partition, Piece

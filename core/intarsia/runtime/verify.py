@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from attrs import define, field, frozen
 
+from intarsia.runtime.memory import copied, in_original
+
 Forward = Callable[..., Any]
 
 TOLERANCES = {
@@ -52,7 +54,7 @@ class Verified:
     """A piece that is run twice as long as calls are left, compiled and eagerly.
 
     Attributes:
-        function: the compiled piece; `boxed` says whether it takes one list.
+        function: the compiled piece, of positional inputs.
         eager: the same piece as it is.
         mutated: the inputs that it writes to.
         left: how many calls are still compared.
@@ -65,7 +67,6 @@ class Verified:
     mutated: Sequence[int]
     name: str
     compiler: str
-    boxed: bool
     left: int
     on_done: Callable[[], None]
     on_mismatch: Callable[[Mismatch], None]
@@ -74,26 +75,24 @@ class Verified:
     def __call__(self, *inputs: Any) -> Any:
         """Run the piece."""
         with self._lock:
-            return self._compared(inputs) if self.left > 0 else self._run(inputs)
-
-    def _run(self, inputs: tuple[Any, ...]) -> Any:
-        return self.function(list(inputs)) if self.boxed else self.function(*inputs)
+            return self._compared(inputs) if self.left > 0 else self.function(*inputs)
 
     def _compared(self, inputs: tuple[Any, ...]) -> Any:
         given = copied(inputs, self.mutated)
         expected = tuple(self.eager(*given))
-        found = tuple(self._run(inputs))
+        found = tuple(self.function(*inputs))
         wrong = self._difference(found, expected, inputs, given)
         self.left -= 1
         if wrong is None:
             if not self.left:
                 self.on_done()
             return found
-        self.function, self.boxed, self.left = self.eager, False, 0
+        self.function, self.left = self.eager, 0
         for index in self.mutated:  # the caller's memory gets what eager wrote
             inputs[index].copy_(given[index])
         self.on_mismatch(wrong)
-        return _on_inputs(expected, given, inputs)
+        placed = [in_original(value, given, inputs) for value in expected]
+        return tuple(e if p is None else p for e, p in zip(expected, placed, strict=True))
 
     def _difference(
         self, found: Sequence[Any], expected: Sequence[Any], inputs: Sequence[Any],
@@ -132,53 +131,11 @@ def difference(found: Any, expected: Any) -> tuple[float, str]:
     one, other = found.detach().to(wide), expected.detach().to(wide)
     finite = torch.isfinite(other)
     if not torch.equal(torch.isfinite(one), finite):
-        return float(
-            "inf"
-        ), "it has values that are no finite numbers where eager has some, or eager has"
+        return float("inf"), "one has values that are no finite numbers where the other has some"
     if not bool(finite.all()) and not torch.equal(torch.isnan(one), torch.isnan(other)):
-        return float("inf"), "it has infinities where eager has NaN, or the other way round"
+        return float("inf"), "one has infinities where the other has NaN"
     zero = torch.zeros((), dtype=wide, device=one.device)
     largest = float(torch.where(finite, other, zero).abs().max())
     error = float(torch.where(finite, one - other, zero).abs().max())
     relative = error / largest if largest else error
     return (relative, "") if relative > allowed else (0.0, "")
-
-
-def copied(inputs: Sequence[Any], written: Sequence[int]) -> list[Any]:
-    """Return inputs of which those that are written to, and what shares their memory, are copies.
-
-    Copies share memory with each other as the inputs do.
-    """
-    storages = {
-        start: inputs[i].untyped_storage().clone() for i in written if (start := _start(inputs[i]))
-    }
-    made: list[Any] = []
-    for value in inputs:
-        copy = storages.get(_start(value))
-        if copy is None:
-            made.append(value)
-            continue
-        whole = torch.empty(0, dtype=value.dtype, device=value.device)
-        made.append(whole.set_(copy, value.storage_offset(), value.shape, value.stride()))
-    return made
-
-
-def _start(value: Any) -> int:
-    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
-        return 0
-    return value.untyped_storage().data_ptr()
-
-
-def _on_inputs(
-    outputs: Sequence[Any], given: Sequence[Any], inputs: Sequence[Any]
-) -> tuple[Any, ...]:
-    """Return outputs whose memory is that of a copied input as views of the input itself."""
-    starts = {_start(copy): original for copy, original in zip(given, inputs, strict=True)}
-    starts.pop(0, None)
-    made = []
-    for value in outputs:
-        original = starts.get(_start(value))
-        if original is not None and original.dtype == value.dtype:
-            value = original.as_strided(value.shape, value.stride(), value.storage_offset())
-        made.append(value)
-    return tuple(made)

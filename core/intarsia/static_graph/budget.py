@@ -24,6 +24,20 @@ class Budget:
     used: dict[str, int] = field(factory=dict)
     least: dict[str, int] = field(factory=dict)
 
+    @classmethod
+    def open(
+        cls, backend: StaticGraphBackend, device: int | None, chosen: Amounts,
+        earlier: Budget | None = None,
+    ) -> Budget:  # fmt: skip
+        """Return a budget of what the device has left, and of no more than was chosen.
+
+        `earlier`: the budget of the same recordings so far, which goes on.
+        """
+        used = {} if earlier is None else dict(earlier.used)
+        limits = {n: v + used.get(n, 0) for n, v in backend.budget(device).items()}
+        limits.update({n: min(v, limits.get(n, v)) for n, v in chosen.items()})
+        return cls(limits, used, {} if earlier is None else dict(earlier.least))
+
     def before(self) -> None:
         """Refuse another recording where not even the smallest so far would fit.
 

@@ -14,13 +14,6 @@ from intarsia.runtime.source import bind_code, code_of
 from intarsia.runtime.stitching import Stitching
 
 
-def unboxed(function: Forward) -> Forward:
-    """Return a compiled piece as a function of positional inputs."""
-    if not getattr(function, "boxed_call", False):
-        return function
-    return lambda *inputs: function(list(inputs))
-
-
 @frozen
 class Forwards:
     """Makes the functions of one plan.

@@ -20,11 +20,10 @@ from intarsia.errors import RecordError
 from intarsia.host import Host
 from intarsia.place import effective_settings
 from intarsia.report.events import EventStream
+from intarsia.runtime.memory import start_of
 from intarsia.runtime.weights import watch
 from intarsia.static_graph.budget import Budget
 from intarsia.static_graph.pool import Pool
-from intarsia.static_graph.recording import start_of
-from intarsia.static_graph.safety import SafetyTable
 from intarsia.static_graph.segments import Rehearsal, Segments
 from intarsia.static_graph.setup import settings_of
 from intarsia.static_graph.step import current_step
@@ -153,10 +152,8 @@ class RecordedFunction:
 
     def _room(self) -> Budget:
         if self._budget is None:
-            limits = dict(self.pool.backend.budget(self.pool.device))
-            for name, amount in self.settings.limits.items():
-                limits[name] = min(amount, limits.get(name, amount))
-            self._budget = Budget(limits)
+            pool = self.pool
+            self._budget = Budget.open(pool.backend, pool.device, self.settings.limits)
         return self._budget
 
     # -- calls
@@ -250,4 +247,4 @@ def _plain(value: Any) -> Any:
     return (type(value), repr(value)) if isinstance(value, float) else (type(value), value)
 
 
-__all__ = ["RecordedFunction", "SafetyTable", "record"]
+__all__ = ["RecordedFunction", "record"]

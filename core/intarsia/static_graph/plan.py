@@ -9,10 +9,10 @@ import torch
 from attrs import define, field, frozen
 
 from intarsia.interfaces import PieceSignature, TensorInfo
-from intarsia.runtime.bound import BoundBox, Forward, PlannedPiece
-from intarsia.runtime.contract import overlap
+from intarsia.runtime.bound import BoundBox, Forward, PlannedPiece, spread, unboxed
+from intarsia.runtime.memory import overlap, start_of
 from intarsia.static_graph.budget import Budget, OutOfBudget
-from intarsia.static_graph.forwards import Forwards, unboxed
+from intarsia.static_graph.forwards import Forwards
 from intarsia.static_graph.pool import Pool
 from intarsia.static_graph.recording import (
     CallInputs,
@@ -21,7 +21,6 @@ from intarsia.static_graph.recording import (
     Policy,
     RecordedCall,
     Recorder,
-    start_of,
 )
 from intarsia.static_graph.step import Mode
 
@@ -293,7 +292,7 @@ class _Pass:
                 for n, part in enumerate(bound[index].partitions)  # type: ignore[attr-defined]
             ]
             call = bound[index].with_partitions(parts)  # type: ignore[attr-defined]
-            found[index] = _spreading(call)
+            found[index] = spread(call)
         return found
 
     def _partitioned(
@@ -305,7 +304,7 @@ class _Pass:
         weights = {id(w) for w in self.recorder.box.weights if isinstance(w, torch.Tensor)}
 
         def recording(part: Any, number: int) -> Any:
-            general = _spreading(part)
+            general = spread(part)
             name = f"{self.recorder.box.name}.piece_{piece.index}.{number}"
 
             def record(inputs: list[Any]) -> Any:
@@ -323,7 +322,7 @@ class _Pass:
 
             return record
 
-        return _spreading(
+        return spread(
             call.with_partitions([recording(part, n) for n, part in enumerate(call.partitions)])
         )
 
@@ -366,11 +365,6 @@ class _Pass:
         except OutOfBudget as error:
             self.over = error
         return outputs
-
-
-def _spreading(function: Forward) -> Forward:
-    """Return a function of one list as one of positional inputs."""
-    return lambda *inputs: function(list(inputs))
 
 
 def _listing(function: Forward) -> Forward:

@@ -14,6 +14,7 @@ from attrs import define, field, frozen
 from intarsia import torch_compat
 from intarsia.errors import RecordError
 from intarsia.interfaces import Recording
+from intarsia.runtime.memory import copy_values, is_plain, repeats, start_of
 from intarsia.runtime.source import bind_code, code_of
 from intarsia.static_graph.pool import Pool
 
@@ -353,45 +354,6 @@ def view_of(name: str, value: torch.Tensor, base: torch.Tensor) -> tuple[Any, An
         )
     offset = int(value.storage_offset()) - int(base.storage_offset())
     return value.shape, value.stride(), offset
-
-
-def start_of(tensor: torch.Tensor) -> int:
-    """Return the address of a tensor's storage; 0 where it has none of the plain kind."""
-    return tensor.untyped_storage().data_ptr() if is_plain(tensor) else 0
-
-
-def is_plain(tensor: torch.Tensor) -> bool:
-    """Say whether a tensor is nothing but strided memory."""
-    return (
-        type(tensor) in (torch.Tensor, torch.nn.Parameter)
-        and tensor.layout == torch.strided
-        and not tensor.is_conj()
-        and not tensor.is_neg()
-    )
-
-
-def copy_values(target: torch.Tensor, source: torch.Tensor) -> None:
-    """Copy a tensor to another of its form, also where several elements are at one place."""
-    if repeats(target) and target.stride() == source.stride():
-        target, source = _span(target), _span(source)
-    target.copy_(source)
-
-
-def _span(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the memory from a tensor's first element to its last."""
-    count = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.as_strided((count,), (1,), tensor.storage_offset())
-
-
-def repeats(tensor: torch.Tensor) -> bool:
-    """Say whether several elements may be at one place, so that nothing can be copied there."""
-    end = 1
-    for size, step in sorted(zip(tensor.shape, tensor.stride(), strict=True), key=lambda d: d[1]):
-        if size > 1:
-            if step < end:
-                return True
-            end = step * (size - 1) + end
-    return False
 
 
 # ------------------------------------------------------------------------------- the replay function

@@ -12,9 +12,10 @@ from attrs import define, field, frozen
 from intarsia import torch_compat
 from intarsia.errors import RecordError
 from intarsia.interfaces import Recording
+from intarsia.runtime.memory import is_plain, repeats, start_of
 from intarsia.static_graph.budget import Budget, OutOfBudget
 from intarsia.static_graph.pool import Pool
-from intarsia.static_graph.recording import is_plain, repeats, start_of, view_of
+from intarsia.static_graph.recording import view_of
 from intarsia.static_graph.safety import SafetyTable
 
 _SHAPE_FROM_DATA = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)

@@ -190,10 +190,9 @@ class StaticGraphs:
         unknown = [n for n in wanted if n not in symbols] if given is not None else []
         missing = [n for n in symbols if not wanted.get(n)]
         if unknown or missing:
-            what = f"no symbol {unknown[0]!r}" if unknown else f"no sizes for {missing[0]!r}"
+            why = f"it has no symbol {unknown[0]!r}" if unknown else f"no sizes for {missing[0]!r}"
             raise RecordError(
-                f"{self.name} cannot be recorded: there are {what}" if missing and not unknown
-                else f"{self.name} cannot be recorded: it has {what}",
+                f"{self.name} cannot be recorded", why=why,
                 next_step=f"Give sizes for {', '.join(symbols) or 'nothing: it has no symbols'}: "
                 "record(make_inputs, sizes={...}), or sizes in config.",
                 subject=(unknown or missing)[0],
@@ -225,13 +224,8 @@ class StaticGraphs:
         if self.pool is None:
             self.pool = Pool(self.backend, self.device, self.device_ops)
         self.pool.join(self)
-        left = dict(self.backend.budget(self.device))
-        chosen = dict(budget if budget is not None else self.settings.limits)
-        used = dict(self.budget.used) if self.budget is not None else {}
-        limits = {n: v + used.get(n, 0) for n, v in left.items()}
-        limits.update({n: min(v, limits.get(n, v)) for n, v in chosen.items()})
-        least = dict(self.budget.least) if self.budget is not None else {}
-        self.budget = Budget(limits, used, least)
+        chosen = self.settings.limits if budget is None else budget
+        self.budget = Budget.open(self.backend, self.device, chosen, self.budget)
 
     def _prune(
         self, tasks: Sequence[tuple[Sizes, Hashable, Mode]]

@@ -18,7 +18,7 @@ import torch
 from attrs import define, field, frozen
 
 from intarsia.interfaces import Box, PieceSignature, StaticGraphSpec, Stream
-from intarsia.static_graph.recording import copy_values
+from intarsia.runtime.memory import copied, copy_values, in_original, over
 
 FAULTS = ("begin", "first", "last", "end", "replay", "measure", "memory")
 """Where a fault may be injected: see `NullDevice.fail`."""
@@ -80,7 +80,7 @@ class NullPool:
         block = kind.from_address(address)
         weakref.finalize(block, self._give, address, size)
         made = torch.frombuffer(block, dtype=torch.uint8).fill_(0xFF)
-        return _over(made.untyped_storage(), tensor)
+        return over(made.untyped_storage(), tensor)
 
     def _block(self, needed: int) -> tuple[int, int]:
         with self._lock:
@@ -246,7 +246,10 @@ class NullDevice:
         """
         self.failing("first")
         unfinished: _Unfinished = self._local.unfinished
-        copies, before = _copies(inputs), [weight.detach().clone() for weight in weights]
+        copies, before = (
+            copied(inputs, range(len(inputs))),
+            [weight.detach().clone() for weight in weights],
+        )
         bound = {weight.untyped_storage().data_ptr() for weight in weights} - {0}
         with torch.no_grad():
             made = _listed(function(*copies))
@@ -259,7 +262,7 @@ class NullDevice:
             if not isinstance(value, torch.Tensor) or value.untyped_storage().data_ptr() in bound:
                 results.append(value)
                 continue
-            own = _same_place(value, copies, inputs)
+            own = in_original(value, copies, inputs)
             if own is None:
                 own = self._own(value, unfinished.pool, owned)
                 places.append((number, _borrowed(own)))
@@ -277,7 +280,7 @@ class NullDevice:
         if start not in owned or not start:
             self.failing("memory")
             owned[start] = pool.empty_like(value).untyped_storage()
-        return _over(owned[start], value)
+        return over(owned[start], value)
 
     def end(self) -> NullRecording:
         """Finish the recording."""
@@ -317,37 +320,6 @@ class NullDevice:
 
 def _listed(outputs: Any) -> list[Any]:
     return list(outputs) if isinstance(outputs, tuple | list) else [outputs]
-
-
-def _copies(inputs: Sequence[Any]) -> list[Any]:
-    """Return copies of inputs that share memory with each other as the inputs do."""
-    storages: dict[int, torch.UntypedStorage] = {}
-    made: list[Any] = []
-    for value in inputs:
-        if not isinstance(value, torch.Tensor):
-            made.append(value)
-            continue
-        storage = value.untyped_storage()
-        copy = storages.setdefault(storage.data_ptr(), storage.clone())
-        made.append(_over(copy, value))
-    return made
-
-
-def _over(storage: torch.UntypedStorage, like: torch.Tensor) -> torch.Tensor:
-    """Return a tensor over a storage that lies in it as another does in its own."""
-    made = torch.empty(0, dtype=like.dtype)
-    return made.set_(storage, like.storage_offset(), like.shape, like.stride())
-
-
-def _same_place(value: torch.Tensor, copies: Sequence[Any], inputs: Sequence[Any]) -> Any:
-    """Return a result that lies in an input's memory, as a view of the input itself; else None."""
-    start = value.untyped_storage().data_ptr()
-    for copy, original in zip(copies, inputs, strict=True):
-        if isinstance(copy, torch.Tensor) and copy.untyped_storage().data_ptr() == start:
-            if value.dtype != original.dtype:
-                return _over(original.untyped_storage(), value)
-            return original.as_strided(value.shape, value.stride(), value.storage_offset())
-    return None
 
 
 def _borrowed(tensor: torch.Tensor) -> torch.Tensor:
