@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import intarsia
 from tests.checks import compare_call, no_fallbacks, same_as_eager, twin
 from tests.models import Inputs, Sizes, assert_same, randint, randn, random_
+from tests.static_cache import Step
 
 transformers = pytest.importorskip("transformers")
 
@@ -364,33 +365,6 @@ def test_a_prefill_returns_the_cache_that_eager_returns(name: str) -> None:
         assert_same(actual.logits, expected.logits)
         assert type(actual.past_key_values) is type(expected.past_key_values)
         assert_same(cached_values(actual.past_key_values), cached_values(expected.past_key_values))
-
-
-class Step(nn.Module):
-    """One decoding step over a static cache of its own, whose tensors are buffers."""
-
-    def __init__(self, model: nn.Module, batch: int, room: int) -> None:
-        super().__init__()
-        self.model = model
-        self.cache = transformers.StaticCache(config=model.config, max_cache_len=room)
-        c = model.config
-        size = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
-        self.cache.early_initialization(batch, heads, size, torch.float32, torch.device("cpu"))
-        for i, layer in enumerate(self.cache.layers):
-            for name, value in vars(layer).items():
-                if isinstance(value, Tensor):
-                    self.register_buffer(f"{name}_{i}", value)
-
-    def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        """Return the logits of the last token."""
-        output = self.model(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return output.logits[:, -1]
 
 
 def step_inputs(ids: Tensor, position: int) -> Inputs:

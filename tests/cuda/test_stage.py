@@ -216,75 +216,28 @@ SDPA = "torch.nn.functional.scaled_dot_product_attention"
     ],
 )
 def test_llama_continues_with_eagers_tokens(door: str, mode: str, compiler: str) -> None:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
-    )  # fmt: skip
-    model = transformers.LlamaForCausalLM(config).eval().cuda().requires_grad_(False)
+    from tests.static_cache import Step, example, greedy, llama
 
-    def stepper() -> Any:
-        return Step(transformers, model, 80).cuda()
-
-    def greedy(call: Any) -> list[int]:
-        token, found = torch.tensor([[7]], device="cuda"), []
-        for position in range(64):
-            logits = call(token, torch.tensor([[position]], device="cuda"))
-            token = logits.argmax(-1, keepdim=True)
-            found.append(int(token))
-        return found
-
+    model = llama(4).cuda()
     with torch.no_grad():
-        expected = greedy(stepper())
-        step = stepper()
-        example = torch.tensor([[7]], device="cuda"), torch.tensor([[0]], device="cuda")
+        expected = greedy(Step(model, 1, 80), 64, "cuda")
+        step, start = Step(model, 1, 80), example("cuda")
         settings: dict[str, Any] = {
             "split_at": [SDPA], "static_graph": mode, "compilers": [compiler], "cache": False,
         }  # fmt: skip
         if door == "intarsia.compile":
-            call = intarsia.compile(step, example, **settings)
-            table = call.record(lambda sizes, key: (example, {}))
+            call = intarsia.compile(step, start, **settings)
+            table = call.record(lambda sizes, key: (start, {}))
             assert {row.status for row in table.rows} == {"recorded"}, str(table)
             step.reset()
         else:
             gc.collect()
             torch._dynamo.reset()
             call = torch.compile(step, backend="intarsia", fullgraph=True, options=settings)
-        assert greedy(call) == expected
+        assert greedy(call, 64, "cuda") == expected
     counters = (call.report if door == "intarsia.compile" else intarsia.reports()[-1]).counters
     assert "replay-general" not in counters, counters
     assert counters["recordings"] == (5 if mode == "piecewise" else 1)
-
-
-class Step(torch.nn.Module):
-    """One decoding step over a static cache of its own, whose tensors are buffers."""
-
-    def __init__(self, transformers: Any, model: Any, room: int) -> None:
-        super().__init__()
-        config = model.config
-        self.model = model
-        self.cache = transformers.StaticCache(config=config, max_cache_len=room)
-        size = config.hidden_size // config.num_attention_heads
-        self.cache.early_initialization(
-            1, config.num_key_value_heads, size, torch.float32, torch.device("cuda")
-        )
-        for i, layer in enumerate(self.cache.layers):
-            for name, value in vars(layer).items():
-                if isinstance(value, torch.Tensor):
-                    self.register_buffer(f"{name}_{i}", value)
-
-    def reset(self) -> None:
-        """Empty the cache in place."""
-        for buffer in self.buffers(recurse=False):
-            buffer.zero_()
-
-    def forward(self, ids: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """Return the logits of the last token."""
-        output = self.model(
-            input_ids=ids, position_ids=position, past_key_values=self.cache, use_cache=True,
-        )  # fmt: skip
-        return output.logits[:, -1]
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
