@@ -249,7 +249,7 @@ def test_set_takes_routes_as_they_are_written_in_files(capsys: pytest.CaptureFix
         (["--set", "uncoverd=error"], 'did you mean "uncovered"?'),
         (["--set", "strict=maybe"], "expected true or false, got 'maybe'"),
         (["--set", "strict"], "it needs a key and a value"),
-        (["--set", "passes.limits=1"], 'did you mean "limit"?'),
+        (["--set", "passes.limits=1"], 'did you mean "passes.limit"?'),
         (["--boxes", "tokens"], 'wrong value for "boxes" in --boxes tokens'),
         (["--config", "absent.toml"], "absent.toml cannot be read"),
     ],

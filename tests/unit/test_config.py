@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -286,6 +288,18 @@ def test_resolved_settings_take_more_overrides() -> None:
 def test_unknown_override_is_an_error() -> None:
     with pytest.raises(ConfigError, match='unknown key "boxs" in code; did you mean "boxes"'):
         load_config(environ={}, boxs={})
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({"enabled": []}, 'unknown key "passes.enabled" in code; did you mean "passes.enable"?'),
+        ({"limit": "three"}, 'wrong value for "passes.limit" in code: expected a whole number'),
+    ],
+)
+def test_a_wrong_key_of_a_table_is_named_with_its_table(table: Any, told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        load_config(environ={}, passes=table)
 
 
 def test_boxes_and_box_together_are_an_error_that_names_both_places(tmp_path: Path) -> None:

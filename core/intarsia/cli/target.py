@@ -79,7 +79,12 @@ def _function(text: str) -> Callable[[], Any]:
 
 def _import(file: Path, target: str) -> ModuleType:
     if not file.is_file():
-        raise UsageError(f"no file {file}", why=f"the target is {target}", subject=target)
+        raise UsageError(
+            f"no file {file}",
+            why=f"the target is {target}",
+            next_step="Name a Python file and a function in it, for example: model.py:make",
+            subject=target,
+        )
     spec = spec_from_file_location(file.stem, file)
     if spec is None or spec.loader is None:
         raise UsageError(f"{file} is not a Python file", subject=target)

@@ -52,6 +52,10 @@ class Source:
         """Return a setting's key the way it is written here: kebab-case in files, snake_case in code."""
         return key_in_file(attribute) if self.level is Level.FILE else str(attribute.name)
 
+    def named(self, key: str, table: Path) -> str:
+        """Return a key as a message names it: with its table, where the place does not tell the table."""
+        return key if self.level is Level.FILE else ".".join((*table, key))
+
 
 @frozen(slots=False)
 class Layer:
@@ -77,7 +81,8 @@ def _walk(
     for key, value in data.items():
         attribute = known.get(key)
         if attribute is None:
-            raise unknown("key", str(key), source.place(table), list(known))
+            names = [source.named(name, table) for name in known]
+            raise unknown("key", source.named(str(key), table), source.place(table), names)
         if value is None:
             continue  # only code can say None, and there it means: not set
         path = (*table, attribute.name)
@@ -123,8 +128,9 @@ def parse(attribute: Any, path: Path, value: Any, source: Source) -> Any:
 
 def wrong(attribute: Any, path: Path, value: Any, source: Source, why: str = "") -> ConfigError:
     """Return the error for a value that does not fit."""
+    key = source.named(source.key(attribute), path[:-1])
     return ConfigError(
-        f'wrong value for "{source.key(attribute)}" in {source.place(path[:-1])}',
+        f'wrong value for "{key}" in {source.place(path[:-1])}',
         why=why or f"expected {kind_of(attribute).expected}, got {value!r}",
         subject=spelled(path),
     )
