@@ -49,7 +49,8 @@ class IntarsiaError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.what}: {self.why}" if self.why else self.what
-        return f"{text}. {self.next_step}" if self.next_step else text
+        # A reason is often another error's text, which may end in a full stop of its own.
+        return f"{text.removesuffix('.')}. {self.next_step}" if self.next_step else text
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors travel back from compile workers; keyword-only arguments need help to be pickled.

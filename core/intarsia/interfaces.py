@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, ru
 
 from attrs import Factory, field, frozen
 
+from intarsia.words import one_of, some_of
+
 if TYPE_CHECKING:
     import torch
     from torch import fx
@@ -36,6 +38,10 @@ Stage: TypeAlias = Literal[
     "inductor-post-grad-before", "inductor-post-grad-after",
 ]  # fmt: skip
 """Where a pass runs."""
+
+Weights: TypeAlias = Literal["input", "bake"]
+
+CutKind: TypeAlias = Literal["op", "region"]
 
 Safety: TypeAlias = Literal["safe", "break"]
 
@@ -341,7 +347,7 @@ class Capabilities:
     light: bool = False
     """`compile` takes milliseconds and runs Python alone: it is never worth a worker, and cannot take the
     process down, so the crash journal has no notes of it."""
-    weights: Literal["input", "bake"] = "input"
+    weights: Weights = field(default="input", validator=one_of(Weights))
     """Whether weights stay inputs or become part of the artifact. A compiler that bakes them gets them
     as `CompileRequest.weights`, in this process only; equal pieces with other weights are compiled each on
     its own, nothing of it is cached, and a weight that is replaced later is a ContractError. A write into a
@@ -392,14 +398,14 @@ class CompilerSpec:
     factory: Reference[Callable[[Mapping[str, Any], int | None], Compiler]]
     devices: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
-    form: Form = "torch"
+    form: Form = field(default="torch", validator=one_of(Form))
     options: Mapping[str, Option] = Factory(dict)
     available: Reference[Callable[[], Decision]] = available
     supports: Reference[Callable[[OpView], Decision]] | None = None
     capabilities: Capabilities = Capabilities()
     environment: tuple[str, ...] = ()
     install_hint: str = ""
-    tiers: tuple[Tier, ...] = ("quick",)
+    tiers: tuple[Tier, ...] = field(default=("quick",), validator=some_of(Tier))
 
 
 # --------------------------------------------------------------------------------------- platforms
@@ -504,7 +510,7 @@ class Cut:
         reason: shown by `explain()`.
     """
 
-    kind: Literal["op", "region"] = "op"
+    kind: CutKind = field(default="op", validator=one_of(CutKind))
     group: str | None = None
     compilers: tuple[str, ...] | None = None
     reason: str = ""
@@ -548,6 +554,7 @@ class SplitRuleSpec:
 # ------------------------------------------------------------------------------------------ passes
 
 
+@runtime_checkable
 class Pass(Protocol):
     """Torch's `CustomGraphPass` shape, so that one object serves Inductor's slots and ours."""
 
@@ -575,7 +582,7 @@ class PassSpec:
 
     name: str
     version: str
-    stage: Stage
+    stage: Stage = field(validator=one_of(Stage))
     factory: Reference[Callable[[Mapping[str, Any]], Pass]]
     options: Mapping[str, Option] = Factory(dict)
     before: tuple[str, ...] = ()
@@ -755,7 +762,7 @@ class OpSafety:
     """
 
     op: str
-    safety: Safety
+    safety: Safety = field(validator=one_of(Safety))
     device_type: str = ""
     reason: str = ""
 

@@ -75,6 +75,51 @@ def test_disable_and_limit_leave_passes_out() -> None:
     assert ran == ["a", "c"]
 
 
+class Nameless:
+    """A pass without an identity."""
+
+    def __call__(self, graph: fx.Graph) -> int:
+        return 0
+
+
+def no_level(options: Mapping[str, Any]) -> Any:
+    return options["level"]
+
+
+def nothing(options: Mapping[str, Any]) -> Any:
+    return None
+
+
+def undecided(options: Mapping[str, Any]) -> Any:
+    made = Do(lambda g: 0)
+    made.uuid = lambda: 1 / 0  # type: ignore[assignment]
+    return made
+
+
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize(
+    ("factory", "told"),
+    [
+        (
+            no_level,
+            'the pass "a" of plugin toys .* cannot be built, .*KeyError: .level.*disable = ',
+        ),
+        (nothing, 'the factory of pass "a" made None: a pass has `__call__'),
+        (lambda options: Nameless(), 'the factory of pass "a" made .*Nameless.*: a pass has'),
+        (undecided, "does not say its identity: ZeroDivisionError"),
+        ("no_such_module:fuse", 'pass "a" names .no_such_module:fuse., which cannot be loaded'),
+    ],
+)
+def test_a_pass_that_cannot_be_built_is_an_error_before_anything_is_compiled(
+    factory: Any, told: str, cache: bool, tmp_path: Path
+) -> None:
+    # As a failure of the compiler that came to build it, it would send the piece to the next compiler.
+    plugin = Plugin(PassSpec("a", "1", "inductor-post-grad-after", factory))
+    where = str(tmp_path) if cache else False
+    with pytest.raises(PluginError, match=told):
+        compiled(affine, (X,), plugin, compilers=["inductor", "eager"], cache=where)
+
+
 def test_a_pass_gets_its_options() -> None:
     seen: list[Mapping[str, Any]] = []
 

@@ -157,6 +157,11 @@ BROKEN = {
     "hook": "intarsia_api_version = (1, 0)\ndef intarsia_compilers(): raise RuntimeError('in hook')",
     "lazily": "intarsia_api_version = (1, 0)\ndef intarsia_compilers():\n    yield 1 / 0",
     "record": "intarsia_api_version = (1, 0)\ndef intarsia_compilers(): return ['acme']",
+    "word": """
+from intarsia.interfaces import PassSpec
+intarsia_api_version = (1, 0)
+def intarsia_passes(): return [PassSpec("fuse", "1", "piece_aten", "acme:fuse")]
+""",
     "misspelt": "intarsia_api_version = (1, 0)\ndef intarsia_compiler(): return []",
     "parameter": "intarsia_api_version = (1, 0)\ndef intarsia_event(evnt): pass",
 }
@@ -169,6 +174,7 @@ ERRORS = {
     "hook": "RuntimeError: in hook",
     "lazily": "ZeroDivisionError: division by zero",
     "record": "intarsia_compilers returned 'acme': every item must be a CompilerSpec",
+    "word": """PassSpec "fuse": stage is 'piece_aten'; did you mean "piece-aten"?""",
     "misspelt": 'unknown hook "intarsia_compiler"; did you mean "intarsia_compilers"?',
     "parameter": 'hook "intarsia_event" has an unknown parameter "evnt"; did you mean "event"?',
 }

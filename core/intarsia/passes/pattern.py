@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import define, field
+from attrs.validators import is_callable, optional
 from torch import fx
 
 from intarsia import torch_compat
@@ -35,10 +36,10 @@ class PatternPass:
             pattern; any number matches there. Each must be one that the pattern holds nowhere else.
     """
 
-    pattern: Callable[..., Any]
-    replacement: Callable[..., Any]
-    examples: Callable[[], Sequence[Any]]
-    check: Callable[[Match], bool] | None = None
+    pattern: Callable[..., Any] = field(validator=is_callable())
+    replacement: Callable[..., Any] = field(validator=is_callable())
+    examples: Callable[[], Sequence[Any]] = field(validator=is_callable())
+    check: Callable[[Match], bool] | None = field(default=None, validator=optional(is_callable()))
     numbers: Mapping[str, float] = field(factory=dict)
     _matchers: dict[bool, Any] = field(factory=dict)
 

@@ -15,7 +15,7 @@ from intarsia.errors import ConfigError, PluginError
 from intarsia.host import Host
 from intarsia.interfaces import Box, Pass, PassManager, PassSetup, PassSpec, PlatformSpec, Stage
 from intarsia.passes.manager import BuiltInManager
-from intarsia.references import resolve_reference
+from intarsia.references import describe, resolve_reference
 
 __all__ = ["STAGES", "PassPlan", "pass_plan"]
 
@@ -42,7 +42,12 @@ class PassPlan:
     manager: PassManager
     manager_name: str
     manager_reference: Any
-    _uuids: dict[str, str] | None = field(default=None, init=False)
+    _identities: Mapping[str, str] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        # Also where nothing is cached: a pass that cannot be built is no compiler's failure, and must not
+        # send pieces on to a compiler that runs no passes of its stage.
+        self._identities = {spec.name: self._identity(spec) for spec in self.specs}
 
     def at(self, box: Box, stages: Sequence[Stage] = STAGES) -> tuple[PassSpec, ...]:
         """Return the passes that run for a box, in order, stage after stage; no more than `passes.limit`.
@@ -113,17 +118,23 @@ class PassPlan:
         source = source_digest(dict.fromkeys(m for m in modules if m))[:32]
         return [
             spec.name, spec.version, spec.stage, list(spec.before), list(spec.after),
-            dict(self.host.options(spec)), source, self._uuid(spec),
+            dict(self.host.options(spec)), source, self._identities[spec.name],
         ]  # fmt: skip
 
-    def _uuid(self, spec: PassSpec) -> str:
-        if self._uuids is None:
-            self._uuids = {}
-        if spec.name not in self._uuids:
+    def _identity(self, spec: PassSpec) -> str:
+        try:
             identity = built(spec, self.host.options(spec)).uuid()
-            # One that cannot be told from another is never found again.
-            self._uuids[spec.name] = f"none {uuid.uuid4()}" if identity is None else repr(identity)
-        return self._uuids[spec.name]
+        except (PluginError, KeyboardInterrupt):
+            raise
+        except BaseException as problem:
+            raise PluginError(
+                f'the pass "{spec.name}" of plugin {_owner(self.host, spec)} cannot be built, or does not '
+                "say its identity",
+                why=describe(problem),
+                next_step=f'Leave it out: passes.disable = ["{spec.name}"].', subject=spec.name,
+            ) from problem  # fmt: skip
+        # One that cannot be told from another is never found again.
+        return f"none {uuid.uuid4()}" if identity is None else repr(identity)
 
 
 def pass_plan(host: Host, platform: PlatformSpec, config: Config) -> PassPlan:
@@ -131,7 +142,7 @@ def pass_plan(host: Host, platform: PlatformSpec, config: Config) -> PassPlan:
 
     Raises:
         ConfigError: a name is unknown, or listed twice.
-        PluginError: a plugin that is named cannot be used.
+        PluginError: a plugin that is named cannot be used, or a pass cannot be built.
     """
     for name in config.passes.disable:
         host.pass_(name)
@@ -155,9 +166,19 @@ def pass_plan(host: Host, platform: PlatformSpec, config: Config) -> PassPlan:
 
 
 def built(spec: PassSpec, options: Mapping[str, Any]) -> Pass:
-    """Return a pass, built with its options."""
+    """Return a pass, built with its options.
+
+    Raises:
+        PluginError: the factory made something else.
+    """
     factory = resolve_reference(spec.factory, owner=f'pass "{spec.name}"')
-    made: Pass = factory(options)
+    made = factory(options)
+    if not isinstance(made, Pass):
+        raise PluginError(
+            f'the factory of pass "{spec.name}" made {made!r}',
+            why="a pass has `__call__(graph)` and `uuid()`",
+            subject=spec.name,
+        )
     return made
 
 
