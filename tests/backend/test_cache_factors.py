@@ -444,7 +444,7 @@ def test_a_rule_object_whose_code_was_edited_misses(bench: Bench) -> None:
             word = "sigmoid"
             def assign(self, graph):
                 nodes = graph.graph_module.graph.nodes
-                return {n: Cut(self.word) for n in nodes if self.word in str(n.target)}
+                return {n: Cut(reason=self.word) for n in nodes if self.word in str(n.target)}
             def factors(self):
                 return {}
     """
