@@ -92,6 +92,14 @@ class Cutter:
                 n.name for n in nodes
                 if n.name in results or any(u.name not in mine for u in n.users)
             ]  # fmt: skip
+            if not cut:  # as Inductor's do, a partition returns what is read after it
+                later = {
+                    i.name
+                    for g in groups[len(order) + 1 :]
+                    for n in g[1]
+                    for i in n.all_input_nodes
+                }
+                gives += [name for name in takes if name in later]
             run = self._part(module, nodes, takes, gives)
             if cut:
                 order.append((run, takes, gives))
@@ -105,6 +113,8 @@ class Cutter:
         known: dict[str, fx.Node] = {n: graph.placeholder(n) for n in takes}
         for node in nodes:
             known[node.name] = graph.node_copy(node, lambda n: known[n.name])
+            if node.target is torch.sigmoid:
+                known[node.name].target = torch.sigmoid_
         graph.output(tuple(known[n] for n in gives))
         made = fx.GraphModule(module, graph)
 
@@ -143,13 +153,14 @@ class Model(torch.nn.Module):
         self.layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(3))
         self.register_buffer("calls", torch.zeros(()))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
         self.calls.add_(1)
-        x = torch.ops.partitions.fresh(self.layers[0](x).relu())
-        y = self.layers[1](x) + x
+        x = torch.ops.partitions.fresh(self.layers[0](given).relu())
+        x = torch.sigmoid(x)  # done in the memory of what the operator returned
+        y = self.layers[1](x) + given  # an argument that two partitions read
         out = torch.empty_like(y)
         torch.ops.partitions.into(y, out)
-        return self.layers[2](out) * self.calls
+        return self.layers[2](out) * self.calls + x
 
 
 def make(**settings: Any) -> tuple[Any, Model, NullPlugin]:
@@ -163,7 +174,7 @@ def make(**settings: Any) -> tuple[Any, Model, NullPlugin]:
     resolved = load_config(None, environ={}, **chosen)
     host = Host(resolved, extra_plugins=[plugin, CutterPlugin()])
     compiled = intarsia.compile(
-        model, (torch.randn(2, 8),), dynamic={"x": {0: "n"}}, config=resolved, host=host
+        model, (torch.randn(2, 8),), dynamic={"given": {0: "n"}}, config=resolved, host=host
     )
     return compiled, model, plugin
 

@@ -194,7 +194,14 @@ class BoundBox:
     values: Mapping[str, Any] = field(factory=dict, init=False, repr=False)
     bound: Mapping[int, Forward] = field(factory=dict, init=False, repr=False)
     _release: Callable[[], Any] = field(default=lambda: None, init=False, repr=False)
+    _signatures: dict[int, PieceSignature] = field(factory=dict, init=False, repr=False)
     binds: int = 0
+
+    def signature(self, piece: PlannedPiece) -> PieceSignature:
+        """Return a piece's signature for this box; recording asks for it at every size."""
+        if piece.index not in self._signatures:
+            self._signatures[piece.index] = piece.signature(self.planned.box)
+        return self._signatures[piece.index]
 
     def bind(self, weights: Sequence[Any]) -> None:
         """Attach weights (one per placeholder of the graph, None for others) and callables."""
@@ -295,7 +302,7 @@ class BoundBox:
 
     def _checking(self, piece: PlannedPiece, function: Forward, boxed: bool) -> CheckedCallable:
         return CheckedCallable(
-            function, piece.signature(self.planned.box),
+            function, self.signature(piece),
             f"{self.name}.piece_{piece.index}", self.functions[piece.index].compiler, boxed,
         )  # fmt: skip
 

@@ -302,6 +302,12 @@ class _Pass:
         """Return what runs a piece that its compiler has cut, and records what runs between the cuts."""
         call: Any = self.recorder.box.bound[piece.index]
         weights = {id(w) for w in self.recorder.box.weights if isinstance(w, torch.Tensor)}
+        # A partition returns what later ones read, arguments among it. Those that may be copied are not
+        # written to by anybody.
+        arguments = {
+            id(v): i for i, v in enumerate(self.known.values)
+            if isinstance(v, torch.Tensor) and self.known.policy(i) == "copy"
+        }  # fmt: skip
 
         def recording(part: Any, number: int) -> Any:
             general = spread(part)
@@ -317,7 +323,16 @@ class _Pass:
                 policies: dict[int, Any] = {
                     **linked, **{i: chosen[id(v)] for i, v in enumerate(values) if id(v) in chosen},
                 }  # fmt: skip
-                known = CallInputs(mine, frozenset(), policies, anchored)
+                constants = {
+                    i: argument for i, v in enumerate(values) if isinstance(v, torch.Tensor)
+                    and (argument := arguments.get(id(v), inner.links.argument(v))) is not None
+                }  # fmt: skip
+                # What the operations between partitions made; a partition may work in its memory.
+                passed = frozenset(
+                    i for i, v in enumerate(values)
+                    if i not in mine and i not in policies and i not in constants
+                )  # fmt: skip
+                known = CallInputs(mine, frozenset(), policies, anchored, constants, passed)
                 return self._record((piece.index, number), inner, name, general, values, known)
 
             return record
@@ -332,7 +347,7 @@ class _Pass:
     ) -> Forward:  # fmt: skip
         box = self.recorder.box
         name = f"{box.name}.piece_{piece.index}"
-        pinned = pinned_inputs(piece.signature(box.planned.box))
+        pinned = pinned_inputs(box.signature(piece))
 
         def record(*inputs: Any) -> Any:
             policies = {i: chosen[id(v)] for i, v in enumerate(inputs) if id(v) in chosen}

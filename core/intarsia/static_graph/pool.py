@@ -20,13 +20,14 @@ class Inputs:
     """The memory that differing inputs are copied to.
 
     An input is copied in right before the replay that reads it, and all replays over a pool run one after
-    the other, so that the n-th copied inputs of all of them share the same memory.
+    the other, so that the n-th copied inputs of all of them share the same memory. An argument that one
+    recording passes on to the next has a slot of its own name.
     """
 
-    _flat: dict[tuple[int, torch.device], torch.Tensor] = field(factory=dict)
+    _flat: dict[tuple[int | str, torch.device], torch.Tensor] = field(factory=dict)
 
-    def like(self, slot: int, tensor: torch.Tensor) -> torch.Tensor:
-        """Return memory for the `slot`-th copied input, with a tensor's dtype, shape and stride."""
+    def like(self, slot: int | str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the memory of a slot, with a tensor's dtype, shape and stride."""
         extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
         count = 1 + extent if tensor.numel() else 0
         needed = count * tensor.element_size()

@@ -31,12 +31,18 @@ class CallInputs:
         pinned: never copied: the call writes to them, or an output shares their memory.
         policies: what was chosen for the others; "copy" where nothing was.
         anchored: addresses of memory that stays where it is, as that of weights: its views do too.
+        constants: inputs that nothing writes to while the forward runs -> the argument that each is. The call
+            may return them: what it returns then is the copy, which later recordings find where it was.
+        passed: inputs that nobody reads after the call but by what it returns: it may write to them, and
+            return them.
     """
 
     weights: frozenset[int] = frozenset()
     pinned: frozenset[int] = frozenset()
     policies: Mapping[int, Policy] = {}
     anchored: frozenset[int] = frozenset()
+    constants: Mapping[int, int] = {}
+    passed: frozenset[int] = frozenset()
 
     def policy(self, position: int) -> Policy:
         """Return what a replay does with an input that is elsewhere than it was recorded."""
@@ -76,6 +82,7 @@ class Links:
 
     _made: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = field(factory=dict)
     starts: set[int] = field(factory=set)
+    _returned: dict[int, tuple[torch.Tensor, int]] = field(factory=dict)
 
     def add(self, owned: torch.Tensor, view: torch.Tensor) -> None:
         """Note an output: what the forward that is recorded gets, and what a replay returns."""
@@ -86,6 +93,16 @@ class Links:
         """Return what a replay returns in the place of a tensor; None where it is no such output."""
         found = self._made.get(id(tensor))
         return found[1] if found is not None and found[0]() is tensor else None
+
+    def returned(self, copy: torch.Tensor, argument: int) -> None:
+        """Note the copy of an argument that a recording returned."""
+        self._returned[id(copy)] = copy, argument
+        self.starts.add(start_of(copy))
+
+    def argument(self, tensor: torch.Tensor) -> int | None:
+        """Return the argument of which a tensor is the copy that a recording returned."""
+        found = self._returned.get(id(tensor))
+        return None if found is None else found[1]
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Say whether a tensor lies in the memory of an output."""
@@ -203,7 +220,10 @@ class Recorder:
         """
         checks, given = self._inputs(inputs, known)
         results = tuple(function(*given))
-        results = _uncopied(results, inputs, checks, given)
+        for value in results:
+            self._note_constant(value, given, checks, known)
+        self._give_place(name, results, checks, given, known.passed)
+        results = _uncopied(results, inputs, checks, given, self.links)
         try:
             call, outputs = self._recorded(name, function, given, checks, general)
         except Exception as error:
@@ -214,6 +234,25 @@ class Recorder:
             call.release()
             raise NotRecorded(results) from error
         return call, outputs
+
+    def _note_constant(
+        self, value: Any, given: Sequence[Any], checks: Sequence[_Input], known: CallInputs
+    ) -> None:
+        for position, argument in known.constants.items():
+            if value is given[position] and checks[position].kind == "copied":
+                self.links.returned(value, argument)
+
+    def _give_place(
+        self, name: str, results: Sequence[Any], checks: list[_Input], given: list[Any],
+        passed: frozenset[int],
+    ) -> None:  # fmt: skip
+        """Give inputs that the call returned memory of their own, which no other recording copies to."""
+        for position in passed:
+            value = given[position]
+            if checks[position].kind == "copied" and any(r is value for r in results):
+                own = self.pool.inputs.like(f"{name} {position}", value)
+                given[position] = own
+                checks[position] = _Input("copied", own, _Place.of(own))
 
     def _fill(self, outputs: Sequence[Any], results: Sequence[Any]) -> None:
         with torch.no_grad():
@@ -279,7 +318,10 @@ class Recorder:
         if policy == "copy" and start_of(value) in known.anchored:
             policy = "general"
         if policy == "copy" and is_plain(value) and not repeats(value):
-            static = self.pool.inputs.like(slot, value)
+            argument = known.constants.get(position)
+            static = self.pool.inputs.like(
+                slot if argument is None else f"argument {argument}", value
+            )
             return _Input("copied", static, _Place.of(static), policy)
         return _Input("fixed", None, _Place.of(value), "general" if policy == "copy" else policy)
 
@@ -295,8 +337,13 @@ class Recorder:
         bound = {start_of(weight) for weight in self.weights} - {0}
         found: list[_Output] = []
         for number, value in enumerate(outputs):
-            # A view of a weight stays one: it is where it is, and no recording's memory.
-            if not isinstance(value, torch.Tensor) or start_of(value) in bound:
+            # A view of a weight stays one: it is where it is, and no recording's memory. So does the copy
+            # of an argument.
+            if (
+                not isinstance(value, torch.Tensor)
+                or start_of(value) in bound
+                or self.links.argument(value) is not None
+            ):
                 found.append(_Output(value))
                 continue
             if not is_plain(value):
@@ -313,8 +360,9 @@ class Recorder:
 
 
 def _uncopied(
-    results: tuple[Any, ...], inputs: Sequence[Any], checks: list[_Input], given: list[Any]
-) -> tuple[Any, ...]:
+    results: tuple[Any, ...], inputs: Sequence[Any], checks: list[_Input], given: list[Any],
+    links: Links,
+) -> tuple[Any, ...]:  # fmt: skip
     """Let no input be copied whose memory a result has, and give the results the caller's memory.
 
     At some sizes an operator returns its input, as `contiguous` does for one row: nobody knew it before the
@@ -324,7 +372,7 @@ def _uncopied(
     found: list[Any] = []
     for result in results:
         start = start_of(result) if isinstance(result, torch.Tensor) else 0
-        if not start or start not in copied:
+        if not start or start not in copied or links.argument(result) is not None:
             found.append(result)
             continue
         position, static = copied[start]

@@ -251,11 +251,10 @@ class StaticGraphs:
     def _estimate(self, sizes: Sizes, mode: Mode) -> dict[str, int] | None:
         box = self._box(sizes)
         point = {name: (size, size) for name, size in sizes.items()}
-        if mode == "full":  # one recording, which no single piece stands for
-            signatures = [p.signature(box.planned.box) for p in box.plan.pieces[:1]]
-        else:
-            signatures = [p.signature(box.planned.box) for p in box.plan.pieces]
-        return estimate(self.backend, [(s, {**box.planned.box, **point}) for s in signatures])
+        # One recording of the whole is what no single piece stands for.
+        pieces = box.plan.pieces[:1] if mode == "full" else box.plan.pieces
+        at = {**box.planned.box, **point}
+        return estimate(self.backend, [(box.signature(p), at) for p in pieces])
 
     def _box(self, sizes: Sizes) -> BoundBox:
         box = self.plans.dispatcher.box_for(sizes)
