@@ -21,7 +21,15 @@ ROWS = [("2.11.0", "3.11"), ("2.12.0", "3.11"), ("2.13.0", "3.11"), ("2.14.0", "
         ("2.15.0", "3.11"), ("2.15.0", "3.12")]  # fmt: skip
 SUITE = ["tests/backend/test_zoo.py", "tests/backend/test_split_cases.py",
          "tests/backend/test_decoder.py", "tests/backend/test_boxes.py"]  # fmt: skip
-NEEDS = ["hypothesis", "pytest", "pytest-timeout", "numpy", "transformers", "setuptools>=77"]
+NEEDS = [
+    "hypothesis",
+    "pytest",
+    "pytest-timeout",
+    "pytest-xdist",
+    "numpy",
+    "transformers",
+    "setuptools>=77",
+]
 
 pytestmark = [pytest.mark.compat, pytest.mark.timeout(3600)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -97,9 +98,9 @@ def test_home_that_cannot_be_written_to_means_memory_with_one_warning(home: str)
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
 def test_unknown_user_has_a_cache_at_a_path_of_its_own(tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.name.startswith("pytest-"):
-            folder.chmod(0o755)
+    for folder in tmp_path.parents:
+        if folder != Path(tempfile.gettempdir()) and tempfile.gettempdir() in str(folder):
+            folder.chmod(0o755)  # pytest keeps others out
     tmp_path.chmod(0o777)
     root = tmp_path / "mine"
     found, warnings, _ = run(str(root), uid=12345)

@@ -123,19 +123,12 @@ def recorded_to_data(recorded: Recorded | None) -> Encoded:
             encode(recorded.layout)]  # fmt: skip
 
 
-def recorded_from_data(data: Encoded, device: int | None) -> Recorded | None:
-    """Return the metadata of plain data, on the device index of this process."""
+def recorded_from_data(data: Encoded) -> Recorded | None:
+    """Return the metadata of plain data."""
     if data is None:
         return None
     dtype, shape, stride, place, layout = data
     return Recorded(
         decode(dtype), tuple(shape), None if stride is None else tuple(stride),
-        here(decode(place), device), decode(layout),
+        decode(place), decode(layout),
     )  # fmt: skip
-
-
-def here(device: torch.device, index: int | None) -> torch.device:
-    """Return a recorded device as the one of this process: an artifact may be used on another index."""
-    if device.type == "cpu" or device.index is None or index is None:
-        return device
-    return torch.device(device.type, index)

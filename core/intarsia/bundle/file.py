@@ -18,7 +18,7 @@ from intarsia.cache.entry import BadEntry, Entry, decode_entry, encode_entry, re
 from intarsia.cache.key import Difference, differences, key_of
 from intarsia.capture.call import describe
 from intarsia.compiled import Compiled
-from intarsia.compiling.identity import platform_factors, torch_factors, traits_of
+from intarsia.compiling.identity import platform_factors, torch_factors
 from intarsia.config import ResolvedConfig
 from intarsia.errors import CacheError
 from intarsia.host import Host
@@ -66,7 +66,7 @@ def load_file(
     place = effective_settings(resolved, plugins, tensors)
     name = resolved.config.name or describe(model)
     here = {
-        **torch_factors(), **platform_factors(place.platform, traits_of(place.platform, place.device)),
+        **torch_factors(), **platform_factors(place.platform, place.device),
         **model_factors(model),
     }  # fmt: skip
 

@@ -11,7 +11,6 @@ from intarsia.bundle.codec import (
     Known,
     decode,
     encode,
-    here,
     path_from_data,
     path_to_data,
     space_to_data,
@@ -68,13 +67,8 @@ def front_to_data(front: Front, known: Known) -> Encoded:
     }  # fmt: skip
 
 
-def front_from_data(
-    data: Mapping[str, Any], defaults: Mapping[str, Any], device: int | None
-) -> Front:
-    """Return the front of plain data.
-
-    `defaults` are those of the model's parameters, `device` is the device index of this process.
-    """
+def front_from_data(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> Front:
+    """Return the front of plain data; `defaults` are those of the model's parameters."""
     entry = data["entry"]
     values = {name: decode(value, defaults=defaults) for name, value in entry["values"].items()}
     made = Entry(
@@ -84,7 +78,7 @@ def front_from_data(
     )  # fmt: skip
     return Front(
         made, _tree_from_data(data["tree"], defaults),
-        tuple(_contract_from_data(one, device) for one in data["tensors"]), data["policy"],
+        tuple(_contract_from_data(one) for one in data["tensors"]), data["policy"],
         tuple(data["padded"]),
     )  # fmt: skip
 
@@ -131,9 +125,9 @@ def _contract_to_data(contract: TensorContract) -> Encoded:
     ]  # fmt: skip
 
 
-def _contract_from_data(data: Any, device: int | None) -> TensorContract:
+def _contract_from_data(data: Any) -> TensorContract:
     path, dtype, place, shape, stride, contiguous, mutated, layout, subclass = data
     return TensorContract(
-        path_from_data(path), decode(dtype), here(decode(place), device), tuple(shape),
+        path_from_data(path), decode(dtype), decode(place), tuple(shape),
         tuple(stride), contiguous, mutated, decode(layout), decode(subclass),
     )  # fmt: skip

@@ -80,7 +80,7 @@ def load_bundle(bundle: Bundle, target: Target) -> Loaded:
     present = compare(reading, scope, target.model)
     if present is not None:
         raise Changed(present)
-    front = front_from_data(bundle.plan["front"], target.defaults, target.device)
+    front = front_from_data(bundle.plan["front"], target.defaults)
     _compare_values(front, target)
     reader = _reader(bundle, target, lambda text: eval(text, scope))
     boxes = reader.boxes({"values": "always"}.get(target.check, target.check), target.name)

@@ -20,7 +20,6 @@ from intarsia.compiling.identity import (
     compiler_factors,
     platform_factors,
     torch_factors,
-    traits_of,
 )
 from intarsia.config import Config
 from intarsia.digests import function_identity, plain_digest, source_digest
@@ -117,7 +116,7 @@ def chosen_factors(asked: Chosen) -> dict[str, str]:
     """
     return {
         **torch_factors(),
-        **platform_factors(asked.platform, traits_of(asked.platform, asked.device)),
+        **platform_factors(asked.platform, asked.device),
         **_settings(asked),
         **_rules(asked),
         **_compilers(asked),

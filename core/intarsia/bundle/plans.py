@@ -233,7 +233,7 @@ class PlanReader:
         kind, name, names, source, is_parameter, recorded, readable = data
         return PlanInput(
             kind, name, tuple(names), source, is_parameter,
-            recorded_from_data(recorded, self.device), None, self.read if readable else None,
+            recorded_from_data(recorded), None, self.read if readable else None,
         )  # fmt: skip
 
     def _stitching(self, data: Mapping[str, Any]) -> Stitching:

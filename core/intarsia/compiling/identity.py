@@ -70,17 +70,21 @@ def environment_factors(names: Iterable[str]) -> dict[str, str]:
     return {f"environment {n}": repr(os.environ.get(n)) for n in sorted(set(names))}
 
 
-def platform_factors(platform: PlatformSpec, traits: Mapping[str, str]) -> dict[str, str]:
-    """Return what a platform adds to every key: its name, the device's traits, declared variables."""
+def platform_factors(platform: PlatformSpec, device: int | None) -> dict[str, str]:
+    """Return what a platform adds to every key: its name, the device and its traits, declared variables.
+
+    The index is one of them: what compilers generate names the device that it was generated for.
+    """
     return {
         "platform": platform.name,
         "device type": platform.device_type,
-        **{f"trait {name}": str(value) for name, value in sorted(traits.items())},
+        "device index": str(device),
+        **{f"trait {n}": str(value) for n, value in sorted(_traits(platform, device).items())},
         **environment_factors(platform.environment),
     }
 
 
-def traits_of(platform: PlatformSpec, device: int | None) -> dict[str, str]:
+def _traits(platform: PlatformSpec, device: int | None) -> dict[str, str]:
     """Return the traits of a device."""
     if platform.traits is None:
         return {}

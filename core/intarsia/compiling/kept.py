@@ -16,7 +16,6 @@ from intarsia.compiling.identity import (
     compiler_factors,
     platform_factors,
     torch_factors,
-    traits_of,
 )
 from intarsia.compiling.instances import Instance
 from intarsia.digests import plain_digest
@@ -121,9 +120,8 @@ class KeptPieces:
         if self._common is None:
             self._common = {
                 **torch_factors(),
-                **platform_factors(self.platform, traits_of(self.platform, self.device)),
+                **platform_factors(self.platform, self.device),
                 **({} if self.passes is None else self.passes.factors()),
-                "device index": str(self.device),
             }
         return self._common
 

@@ -13,7 +13,7 @@ from intarsia import torch_compat
 from intarsia.bundle.bundle import Bundle
 from intarsia.cache.entry import BadEntry, Entry, decode_entry, encode_entry, read_header
 from intarsia.cache.key import differences, key_of
-from intarsia.compiling.identity import platform_factors, torch_factors, traits_of
+from intarsia.compiling.identity import platform_factors, torch_factors
 from intarsia.config import load_config
 from intarsia.errors import CacheError
 from intarsia.graph_door.front import GraphPlan
@@ -121,7 +121,7 @@ def artifact_of(bundle: Bundle, job: CompileJob) -> bytes:
     place = job.place
     specs = {e["compiler"] for e in bundle.plan["plans"]["functions"]}
     factors = {
-        **torch_factors(), **platform_factors(place.platform, traits_of(place.platform, place.device)),
+        **torch_factors(), **platform_factors(place.platform, place.device),
         **_versions(job.host, [job.host.compiler(name) for name in sorted(specs)]),
     }  # fmt: skip
     payload, meta = bundle.waiting_for((), ()).payload()
@@ -197,7 +197,7 @@ def _compare(
         CacheError: the message has the factor that differs.
     """
     here: Mapping[str, str] = {
-        **torch_factors(), **platform_factors(platform, traits_of(platform, device)),
+        **torch_factors(), **platform_factors(platform, device),
     }  # fmt: skip
     differs = differences(here, {k: v for k, v in entry.factors.items() if not _of_compiler(k)})
     if differs:

@@ -55,7 +55,6 @@ def graph_factors(
     every = list(graph.module.graph.nodes)
     return {
         **chosen_factors(chosen),
-        "device index": str(place.device),
         "graph": plain_digest(structure),
         "graph constants": plain_digest(constants),
         "graph values": plain_digest([_plain(nodes.value_of(n), graph) for n in every]),
