@@ -1135,9 +1135,13 @@ def transforms_undone() -> Iterator[None]:
 def pattern_matcher(
     pattern: Callable[..., Any], replacement: Callable[..., Any], examples: list[Any],
     check: Callable[[Mapping[str, Any]], bool] | None, numbers: Mapping[str, float], *, functional: bool,
-) -> Any:  # fmt: skip
-    """Return torch's matcher for one pattern; `apply(graph)` replaces and returns how often."""
-    from torch._inductor.pattern_matcher import PatternMatcherPass, register_replacement
+) -> Callable[[torch.fx.Graph], int]:  # fmt: skip
+    """Return what replaces one pattern in a graph by torch's matcher, and returns how often."""
+    from torch._inductor.pattern_matcher import (
+        PatternMatcherPass,
+        register_replacement,
+        stable_topological_sort,
+    )
     from torch.fx.experimental.proxy_tensor import make_fx
 
     def trace(fn: Any, *args: Any, **_: Any) -> torch.fx.GraphModule:
@@ -1156,7 +1160,13 @@ def pattern_matcher(
         pattern, replacement, examples, trace, [matcher], extra_check=fits,
         scalar_workaround=dict(numbers), get_decomp_fn=dict,
     )  # fmt: skip
-    return matcher
+    def apply(graph: torch.fx.Graph) -> int:
+        count = matcher.apply(graph)
+        if count:  # a replacement stands where the first of several results stood, before others' inputs
+            stable_topological_sort(graph)
+        return int(count)
+
+    return apply
 
 
 def _shown(value: Any) -> Any:
@@ -1488,6 +1498,7 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch._C._functorch:pop_dynamic_layer_stack_and_undo_to_depth",
         "torch._inductor.pattern_matcher:PatternMatcherPass.apply",
         "torch._inductor.pattern_matcher:register_replacement",
+        "torch._inductor.pattern_matcher:stable_topological_sort",
         "torch._inductor.config:pre_grad_custom_pass",
         "torch._inductor.config:joint_custom_post_pass",
         "torch._inductor.config:post_grad_custom_pre_pass",

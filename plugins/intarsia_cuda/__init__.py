@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from intarsia.interfaces import Check, PlatformSpec, StaticGraphSpec
+from intarsia.interfaces import Check, PassSpec, PlatformSpec, StaticGraphSpec
 
 intarsia_api_version = (1, 0)
 
@@ -33,6 +33,21 @@ def intarsia_static_graphs() -> list[StaticGraphSpec]:
             available="intarsia_cuda.device:available",
         )
     ]
+
+
+def intarsia_passes() -> list[PassSpec]:
+    """Bring the fusions. All are off by default: docs/performance.md has what each gains."""
+    return [
+        PassSpec("fuse-add-rms-norm", "1", "piece-aten", "intarsia_cuda.fusions:add_rms_norm",
+                 after=("fuse-rms-norm-fp8",)),
+        PassSpec("fuse-rms-norm-fp8", "1", "piece-aten", "intarsia_cuda.fusions:rms_norm_fp8"),
+        PassSpec("fuse-silu-mul", "1", "piece-aten", "intarsia_cuda.fusions:silu_mul",
+                 after=("fuse-silu-mul-fp8",)),
+        PassSpec("fuse-silu-mul-fp8", "1", "piece-aten", "intarsia_cuda.fusions:silu_mul_fp8"),
+        PassSpec("fuse-rotary", "1", "piece-aten", "intarsia_cuda.fusions:rotary",
+                 after=("fuse-qk-norm-rotary",)),
+        PassSpec("fuse-qk-norm-rotary", "1", "piece-aten", "intarsia_cuda.fusions:qk_norm_rotary"),
+    ]  # fmt: skip
 
 
 def intarsia_doctor() -> list[Check]:

@@ -49,6 +49,7 @@ from tests.benchmarks.static_graph_model import (
 )
 
 MIB = 1 << 20
+FUSIONS = ["fuse-add-rms-norm", "fuse-silu-mul", "fuse-rotary"]
 Step = Callable[[], Any]
 
 
@@ -168,6 +169,9 @@ WITH_GRAPHS: Mapping[str, Callable[[Bench, int], Step]] = {
     "hand-made graph": hand_made,
     "intarsia piecewise": lambda bench, rows: by_intarsia(bench, rows, "piecewise"),
     "intarsia full": lambda bench, rows: by_intarsia(bench, rows, "full"),
+    "intarsia full, fusions on": lambda bench, rows: by_intarsia(
+        bench, rows, "full", passes={"enable": FUSIONS}
+    ),
     "intarsia piecewise, cut by Inductor": lambda bench, rows: by_intarsia(
         bench, rows, "piecewise", split_by="inductor", artifact="quick"
     ),
@@ -236,10 +240,11 @@ def by_hand_piecewise(bench: Bench, rows: int) -> Step:
 # ----------------------------------------------------------------------------------------- measuring
 
 
-def steps(bench: Bench, rows: int) -> dict[str, dict[str, Any]]:
-    """Measure every way at one number of rows."""
+def steps(bench: Bench, rows: int, wanted: str = "") -> dict[str, dict[str, Any]]:
+    """Measure every way at one number of rows, or those whose names hold what is wanted."""
     found: dict[str, dict[str, Any]] = {}
     ways = {**ON_EVERY_DEVICE, **(WITH_GRAPHS if bench.has_graphs else {})}
+    ways = {name: make for name, make in ways.items() if wanted in name}
     expected = bench.model(*bench.inputs(rows)).float()
     ready: dict[str, Step] = {}
     for name, make in ways.items():
@@ -251,6 +256,8 @@ def steps(bench: Bench, rows: int) -> dict[str, dict[str, Any]]:
         found[name].update(host_us=host_time(bench, step))
     for name, value in step_times(bench, ready).items():
         found[name].update(step_ms=value)
+    if wanted:
+        return found
     found["attention alone"] = {"host_us": host_time(bench, attention_alone(bench, rows))}
     if bench.has_graphs:
         found["bare replays"] = {"host_us": host_time(bench, bare_replays(bench))}
@@ -459,6 +466,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", default="1,64")
+    parser.add_argument("--ways", default="", help="only ways whose names hold this")
     parser.add_argument("--only", choices=["steps", "capture"])
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--tiny", action="store_true", help="a model for trying the script")
@@ -479,7 +487,7 @@ def main() -> None:
                       options.rounds, options.calls)  # fmt: skip
         if options.only != "capture":
             for rows in (min(int(r), shape.rows) for r in options.rows.split(",")):
-                found[f"{rows} rows"] = steps(bench, rows)
+                found[f"{rows} rows"] = steps(bench, rows, options.ways)
                 show(f"decode of {rows} rows", found[f"{rows} rows"],
                      ["step_ms", "host_us", "ready_s", "difference"])  # fmt: skip
                 torch._dynamo.reset()

@@ -41,7 +41,7 @@ class PatternPass:
     examples: Callable[[], Sequence[Any]] = field(validator=is_callable())
     check: Callable[[Match], bool] | None = field(default=None, validator=optional(is_callable()))
     numbers: Mapping[str, float] = field(factory=dict)
-    _matchers: dict[bool, Any] = field(factory=dict)
+    _matchers: dict[bool, Callable[[fx.Graph], int]] = field(factory=dict)
 
     def __call__(self, graph: fx.Graph) -> int:
         """Replace every match; returns how many there were."""
@@ -51,7 +51,7 @@ class PatternPass:
                 self.pattern, self.replacement, list(self.examples()), self.check, self.numbers,
                 functional=functional,
             )  # fmt: skip
-        return int(self._matchers[functional].apply(graph))
+        return self._matchers[functional](graph)
 
     def uuid(self) -> str:
         """Return the identity of the functions and of the modules that they stand in."""
