@@ -91,7 +91,9 @@ class Pipeline:
         with self.events.phase("split"):
             view = view_of(graph.module)
             rules = self._rules()
-            for text, near in unmatched(rules, view):
+            # A platform's own rules are for every model: that one has nothing to cut is no news.
+            chosen = rules if self.config.split_at else rules[len(self.platform.rules) :]
+            for text, near in unmatched(chosen, view):
                 hint = f"; the graph has {', '.join(near)}" if near else ""
                 self._warn(f'split rule "{text}" matches nothing in the graph{hint}')
             made = partition(graph.module, combine([rule for _, rule in rules], view))

@@ -107,6 +107,23 @@ def test_a_vendors_fusion_reaches_every_compiler(who: str) -> None:
         assert FORMS == ["intarsia_test_passes.relu_and_one.default"] * 2
 
 
+@pytest.mark.parametrize("form", ["aten-functional", "aten-mutable"])
+def test_a_size_that_the_box_fixes_leaves_a_view_a_view_in_every_form(form: str) -> None:
+    def function(x: Tensor) -> Tensor:
+        middle = x.chunk(3, -1)[1]
+        return middle.reshape(x.shape[0], 2, -1)
+
+    x = torch.randn(4, 24)
+    made = compiled(
+        function, (x,), Plugin(compilers=[foreign(form)]), compilers=["foreign"], strict=True,
+        dynamic={"x": {0: "n"}}, sizes={"n": [4, 5]},
+    )  # fmt: skip
+    for given in (x, torch.randn(5, 24), torch.randn(7, 24)):
+        found, expected = made(given), function(given)
+        torch.testing.assert_close(found, expected)
+        assert found.stride() == expected.stride() == (24, 4, 1)
+
+
 def test_a_pass_counts_once_however_many_forms_and_compilers_a_piece_goes_through() -> None:
     class Picky(Foreign):
         def compile(self, request: CompileRequest) -> CompileResult:

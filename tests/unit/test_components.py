@@ -17,6 +17,7 @@ from intarsia.interfaces import (
     PassManagerSpec,
     PassReport,
     PassSpec,
+    PlatformSpec,
     StaticGraphSpec,
 )
 
@@ -98,3 +99,25 @@ def test_static_graphs_need_a_backend() -> None:
 def test_packages_without_what_they_need_are_refused(missing: Any) -> None:
     with pytest.raises(intarsia.ConfigError, match=r"artifact = .package. .*cannot be served"):
         compiled(artifact="package", **missing)
+
+
+def test_a_rule_of_the_platform_that_has_nothing_to_cut_is_no_warning() -> None:
+    class Cutting:
+        intarsia_api_version = (1, 0)
+        __name__ = "cutting"
+
+        @staticmethod
+        def intarsia_platforms() -> list[PlatformSpec]:
+            """Return the CPU, cut at two operations by default."""
+            rules = ("torch.sigmoid", "torch.sinh")
+            return [PlatformSpec(name="cutting", device_type="cpu", rules=rules)]
+
+    def made(**settings: Any) -> Any:
+        config = load_config(None, platform="cutting", compilers=["eager"], **settings)
+        host = Host(config, extra_plugins=[Cutting()])
+        x = torch.randn(3, 4)
+        return intarsia.compile(lambda x: torch.sigmoid(x) + 1, (x,), config=config, host=host)
+
+    assert made().report.pieces == 2
+    assert not made().report.warnings
+    assert "torch.sinh" in str(made(split_at=["torch.sigmoid", "torch.sinh"]).report.warnings)

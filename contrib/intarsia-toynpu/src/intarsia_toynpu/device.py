@@ -1,0 +1,174 @@
+"""The device "toynpu" in torch, and what intarsia asks of it.
+
+Torch registers it at the end of `import torch`, through the entry point in the group `torch.backends`;
+where that is switched off (`TORCH_DEVICE_BACKEND_AUTOLOAD=0`), `register()` does it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from intarsia_toynpu import kernels, memory
+
+NAME = "toynpu"
+
+_kept: list[Any] = []
+"""The kernels' libraries: torch forgets a kernel when its library is collected."""
+
+
+class BackendModule:
+    """What torch shows as `torch.toynpu`."""
+
+    @staticmethod
+    def is_initialized() -> bool:
+        """Say yes: there is nothing to initialise."""
+        return True
+
+    @staticmethod
+    def is_available() -> bool:
+        """Say yes: the device is in every machine."""
+        return True
+
+    @staticmethod
+    def current_device() -> int:
+        """Return the only device's index."""
+        return 0
+
+    @staticmethod
+    def device_count() -> int:
+        """Return 1."""
+        return 1
+
+    @staticmethod
+    def manual_seed_all(seed: int) -> None:
+        """Do nothing: random numbers come from the host's generator, which torch seeds."""
+
+    @staticmethod
+    def _is_in_bad_fork() -> bool:
+        return False
+
+
+def register() -> None:
+    """Give torch the device; does nothing where it has it.
+
+    Raises:
+        RuntimeError: this torch cannot take a device written in Python, or has another one already.
+    """
+    if _kept:
+        return
+    from torch.utils import backend_registration
+
+    # Experimental, and the one way that torch documents for a device in Python.
+    setup = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
+    if setup is None:
+        raise RuntimeError(
+            f"torch {torch.__version__} takes no device that is written in Python; toynpu needs torch "
+            "2.11 to 2.15"
+        )
+    setup(NAME, backend_module=BackendModule())
+    _kept.extend(kernels.register_kernels())
+    from intarsia_toynpu import ops
+
+    _kept.append(ops.register_ops())
+
+
+# ------------------------------------------------------------------------- what the platform is made of
+
+
+def available() -> Any:
+    """Say whether the device can be used in this process."""
+    from intarsia.interfaces import Decision
+
+    if not _kept:
+        return Decision(False, "torch does not have it: call intarsia_toynpu.device.register()")
+    return Decision(True, "1 device")
+
+
+def traits(device: int | None) -> Mapping[str, str]:
+    """Return what programs depend on: the version of the instruction set."""
+    from intarsia_toynpu.program import INSTRUCTION_SET
+
+    return {"instruction-set": INSTRUCTION_SET}
+
+
+class NpuOps:
+    """What intarsia does to the device. Every launch is done when it returns: nothing waits.
+
+    `torch.accelerator` has no streams and events for a device in Python.
+    """
+
+    def __init__(self, index: int | None) -> None:
+        self.index = index
+
+    def synchronize(self) -> None:
+        """Return at once."""
+
+    def event(self) -> NpuEvent:
+        """Return a timing event."""
+        return NpuEvent()
+
+    def stream(self) -> NpuStream:
+        """Return a stream: an order of work, which the device has one of."""
+        return NpuStream()
+
+    def memory(self) -> Mapping[str, int]:
+        """Return bytes."""
+        reserved = memory.reserved_bytes()
+        return {
+            "allocated": memory.MEMORY.allocated,
+            "reserved": reserved,
+            "free": memory.DEVICE_BYTES - reserved,
+        }
+
+    def empty_cache(self) -> None:
+        """Give back the memory that no tensor owns."""
+        memory.MEMORY.trim()
+
+    def device_count(self) -> int:
+        """Return 1."""
+        return 1
+
+    @contextlib.contextmanager
+    def guard(self, index: int) -> Iterator[None]:
+        """Make the only device current."""
+        yield
+
+
+class NpuStream:
+    """A side stream."""
+
+    def __enter__(self) -> NpuStream:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        return None
+
+    def synchronize(self) -> None:
+        """Return at once."""
+
+
+class NpuEvent:
+    """A moment on the device."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def record(self, stream: Any = None) -> None:
+        """Note the time."""
+        self._seconds = time.perf_counter()
+
+    def elapsed_time(self, other: NpuEvent) -> float:
+        """Return the milliseconds from this event to another."""
+        return (other._seconds - self._seconds) * 1e3
+
+    def query(self) -> bool:
+        """Say that it has happened."""
+        return True
+
+    def synchronize(self) -> None:
+        """Return at once."""
