@@ -146,9 +146,9 @@ def main() -> None:
     for case in CASES:
         if wanted and case.__name__ not in wanted:
             continue
-        for dtype in ERRORS:
-            for rows in ROWS:
-                for size in (48, 64) if device == "cpu" else (48, 4096, 8192, 14336):
+        for dtype in (torch.float32, torch.bfloat16) if device == "cpu" else ERRORS:
+            for rows in ROWS[:3] if device == "cpu" else ROWS:
+                for size in (48,) if device == "cpu" else (48, 4096, 8192, 14336):
                     case(rows, size, dtype, device)
         print("right:", case.__name__, flush=True)
 

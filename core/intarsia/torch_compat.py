@@ -7,9 +7,11 @@ Dynamo and Inductor imports cost seconds, and a warm start must not pay them.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import contextvars
 import functools
+import inspect
 import re
 import sys
 import threading
@@ -209,8 +211,9 @@ def capture_frame(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     backend = out.backend_input
 
     def rebuild(graph_function: Callable[..., Any]) -> Callable[..., Any]:
+        # Up to torch 2.12 built-in names count as globals that must be given.
         made = out.forward_callable(
-            compiled_fn=graph_function, extra_globals=dict(captured.f_globals)
+            compiled_fn=graph_function, extra_globals={**vars(builtins), **captured.f_globals}
         )
         if root is None:
             return made
@@ -1156,13 +1159,19 @@ def pattern_matcher(
         return check is None or check({name: _shown(value) for name, value in match.kwargs.items()})
 
     matcher = PatternMatcherPass(pass_name=getattr(pattern, "__name__", "pattern"))
+    # Later torch decomposes a match before it is replaced, unless it is told by what: nothing.
+    takes_table = "get_decomp_fn" in inspect.signature(register_replacement).parameters
+    table: dict[str, Any] = {"get_decomp_fn": dict} if takes_table else {}
     register_replacement(
         pattern, replacement, examples, trace, [matcher], extra_check=fits,
-        scalar_workaround=dict(numbers), get_decomp_fn=dict,
+        scalar_workaround=dict(numbers), **table,
     )  # fmt: skip
+
     def apply(graph: torch.fx.Graph) -> int:
         count = matcher.apply(graph)
-        if count:  # a replacement stands where the first of several results stood, before others' inputs
+        if (
+            count
+        ):  # a replacement stands where the first of several results stood, before others' inputs
             stable_topological_sort(graph)
         return int(count)
 

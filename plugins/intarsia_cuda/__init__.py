@@ -18,6 +18,11 @@ def intarsia_platforms() -> list[PlatformSpec]:
             accepts="intarsia_cuda.device:accepts",
             compilers=("inductor", "eager"),
             static_graph="cuda",
+            passes=(
+                "fuse-qk-norm-rotary",
+                "fuse-rms-norm-fp8-per-row",
+                "fuse-silu-mul-fp8-per-row",
+            ),
             priority=100,
         )
     ]
@@ -36,18 +41,29 @@ def intarsia_static_graphs() -> list[StaticGraphSpec]:
 
 
 def intarsia_passes() -> list[PassSpec]:
-    """Bring the fusions. All are off by default: docs/performance.md has what each gains."""
+    """Bring the fusions. The platform enables those that win at every size: docs/performance.md."""
     return [
-        PassSpec("fuse-add-rms-norm", "1", "piece-aten", "intarsia_cuda.fusions:add_rms_norm",
-                 after=("fuse-rms-norm-fp8",)),
-        PassSpec("fuse-rms-norm-fp8", "1", "piece-aten", "intarsia_cuda.fusions:rms_norm_fp8"),
-        PassSpec("fuse-silu-mul", "1", "piece-aten", "intarsia_cuda.fusions:silu_mul",
-                 after=("fuse-silu-mul-fp8",)),
-        PassSpec("fuse-silu-mul-fp8", "1", "piece-aten", "intarsia_cuda.fusions:silu_mul_fp8"),
-        PassSpec("fuse-rotary", "1", "piece-aten", "intarsia_cuda.fusions:rotary",
-                 after=("fuse-qk-norm-rotary",)),
-        PassSpec("fuse-qk-norm-rotary", "1", "piece-aten", "intarsia_cuda.fusions:qk_norm_rotary"),
-    ]  # fmt: skip
+        _fusion("add_rms_norm", "rms_norm_fp8", "rms_norm_fp8_per_row"),
+        _fusion("rms_norm_fp8"),
+        _fusion("rms_norm_fp8_per_row"),
+        _fusion("silu_mul", "silu_mul_fp8", "silu_mul_fp8_per_row"),
+        _fusion("silu_mul_fp8"),
+        _fusion("silu_mul_fp8_per_row"),
+        _fusion("rotary", "qk_norm_rotary"),
+        _fusion("qk_norm_rotary"),
+    ]
+
+
+def _fusion(name: str, *after: str) -> PassSpec:
+    """Return a pass of `fusions`; it runs after those that fuse more of the same."""
+    return PassSpec(
+        _called(name), "1", "piece-aten", f"intarsia_cuda.fusions:{name}",
+        after=tuple(map(_called, after)),
+    )  # fmt: skip
+
+
+def _called(name: str) -> str:
+    return f"fuse-{name.replace('_', '-')}"
 
 
 def intarsia_doctor() -> list[Check]:

@@ -26,9 +26,11 @@ __all__ = [
     "add_rms_norm",
     "qk_norm_rotary",
     "rms_norm_fp8",
+    "rms_norm_fp8_per_row",
     "rotary",
     "silu_mul",
     "silu_mul_fp8",
+    "silu_mul_fp8_per_row",
 ]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -113,6 +115,11 @@ def _is_weight_of(weight: Tensor, x: Tensor) -> bool:
     )  # fmt: skip
 
 
+def _has_fp8(x: Tensor) -> bool:
+    """Say whether a tensor's device converts to FP8, as NVIDIA's do from compute capability 8.9 on."""
+    return not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (8, 9)
+
+
 def _is_scale(scale: Tensor) -> bool:
     return scale.dtype == torch.float32 and all(size == 1 for size in scale.shape)
 
@@ -174,22 +181,27 @@ def _per_row_before(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tens
 
 
 def rms_norm_fp8(options: Mapping[str, Any]) -> Fusion:
-    """Return the pass for an RMS norm into FP8, by a given scale or by each row's own."""
+    """Return the pass for an RMS norm into FP8 by a given scale."""
     given = _forms(
         (_fp8_after, _fp8_before),
         lambda x, weight, scale, eps: OPS.rms_norm_fp8(x, weight, scale, eps),
         lambda dtype: (_random(3, 8).to(dtype), _random(8).to(dtype), _random(1), EPS),
-        lambda m: _is_weight_of(m["weight"], m["x"]) and _is_scale(m["scale"]),
+        lambda m: _has_fp8(m["x"]) and _is_weight_of(m["weight"], m["x"]) and _is_scale(m["scale"]),
         {"eps": EPS},
     )  # fmt: skip
+    return Fusion(given)
+
+
+def rms_norm_fp8_per_row(options: Mapping[str, Any]) -> Fusion:
+    """Return the pass for an RMS norm into FP8 by each row's own scale."""
     own = _forms(
         (_per_row_after, _per_row_before),
         lambda x, weight, eps: OPS.rms_norm_fp8_per_row(x, weight, eps),
         lambda dtype: (_random(3, 8).to(dtype), _random(8).to(dtype), EPS),
-        lambda m: _is_weight_of(m["weight"], m["x"]),
+        lambda m: _has_fp8(m["x"]) and _is_weight_of(m["weight"], m["x"]),
         {"eps": EPS},
     )  # fmt: skip
-    return Fusion([*own, *given])
+    return Fusion(own)
 
 
 # ------------------------------------------------------------------------------------------ activation
@@ -215,18 +227,23 @@ def silu_mul(options: Mapping[str, Any]) -> Fusion:
 
 
 def silu_mul_fp8(options: Mapping[str, Any]) -> Fusion:
-    """Return the pass for `silu(gate) * up` into FP8, by a given scale or by each row's own."""
+    """Return the pass for `silu(gate) * up` into FP8 by a given scale."""
     given = _forms(
         (reference.silu_mul_fp8,), lambda gate, up, scale: OPS.silu_mul_fp8(gate, up, scale),
         lambda dtype: (_random(3, 8).to(dtype), _random(3, 8).to(dtype), _random(1)),
-        lambda m: _alike(m["gate"], m["up"]) and _is_scale(m["scale"]),
+        lambda m: _has_fp8(m["gate"]) and _alike(m["gate"], m["up"]) and _is_scale(m["scale"]),
     )  # fmt: skip
+    return Fusion(given)
+
+
+def silu_mul_fp8_per_row(options: Mapping[str, Any]) -> Fusion:
+    """Return the pass for `silu(gate) * up` into FP8 by each row's own scale."""
     own = _forms(
         (reference.silu_mul_fp8_per_row,), lambda gate, up: OPS.silu_mul_fp8_per_row(gate, up),
         lambda dtype: (_random(3, 8).to(dtype), _random(3, 8).to(dtype)),
-        lambda m: _alike(m["gate"], m["up"]),
+        lambda m: _has_fp8(m["gate"]) and _alike(m["gate"], m["up"]),
     )  # fmt: skip
-    return Fusion([*own, *given])
+    return Fusion(own)
 
 
 # -------------------------------------------------------------------------------------------- rotary

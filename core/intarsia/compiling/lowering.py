@@ -34,7 +34,7 @@ def lower(request: CompileRequest, form: Form) -> Any:
 
 
 def _rewritten(request: CompileRequest) -> fx.GraphModule | None:
-    """Return a piece as passes over its ATen form left it; None where there are none.
+    """Return a piece as passes over its ATen form left it; None where none has changed anything.
 
     ATen calls are calls of torch too, so that what a pass makes of them reaches every compiler.
     """
@@ -46,6 +46,8 @@ def _rewritten(request: CompileRequest) -> fx.GraphModule | None:
         if request.pass_setup is None or request.pass_setup.strict:
             raise
         _note_skipped(request, error)
+        return None
+    if not shared.meta[_REWRITTEN]:
         return None
     graph = fx.Graph()
     graph.output(graph.graph_copy(shared.graph, {}))
@@ -98,13 +100,19 @@ def _aten(request: CompileRequest, functional: bool) -> fx.GraphModule:
     return traced
 
 
+_REWRITTEN = "intarsia rewritten"
+"""Where a lowered module says whether its passes changed anything."""
+
+
 def _run_passes(request: CompileRequest, module: fx.GraphModule) -> None:
     if not any(spec.stage == "piece-aten" for spec in request.passes):
         return
     from intarsia.passes.checks import fill_in
     from intarsia.passes.running import run_request_passes
 
+    before = str(module.graph)
     run_request_passes(request, "piece-aten", module)
+    module.meta[_REWRITTEN] = str(module.graph) != before
     # Sizes that nobody reads any more: Inductor of torch 2.11 does not take them.
     module.graph.eliminate_dead_code(is_impure_node=_has_effects)
     module.recompile()
