@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -16,6 +17,9 @@ from intarsia.host import Host
 from intarsia.interfaces import PassSpec
 from intarsia_cuda import intarsia_passes
 from intarsia_cuda.kernels import reference
+from tests.benchmarks.static_graph_model import ATTENTION as BENCHMARK_ATTENTION
+from tests.benchmarks.static_graph_model import DYNAMIC, Shape, inputs
+from tests.benchmarks.static_graph_model import decoder as benchmark_decoder
 from tests.models import (
     ATTENTION,
     DECODER_DYNAMIC,
@@ -53,6 +57,24 @@ def test_every_fusion_matches_as_often_as_the_decoder_has_it() -> None:
     for tokens in (6, 9):
         call = decoder_inputs(tokens)
         assert_same(made(**call), decoder_reference(model, **call).detach(), scale=4)
+
+
+@pytest.mark.parametrize("compiler", ["eager", "inductor"])
+def test_a_decode_step_is_fused_at_one_row_and_many(compiler: str) -> None:
+    shape = Shape(2, 64, 128, 4, 2, 32, 97, 8, torch.bfloat16)
+    model = benchmark_decoder(shape, "cpu")
+    config = settings(
+        split_at=[BENCHMARK_ATTENTION], boxes={"rows": [1, 8]}, compilers=[compiler],
+        passes={"enable": [name for name in FUSIONS if "fp8" not in name]},
+    )  # fmt: skip
+    if compiler == "inductor" and find_spec("triton"):
+        pytest.skip("Inductor would look into the operators, whose kernels are for a GPU")
+    made = intarsia.compile(model, inputs(shape, 2, "cpu"), dynamic=DYNAMIC, config=config)
+    assert matches(made) == {"add-rms-norm": {4}, "silu-mul": {2}, "rotary": {2}}
+    for n in (1, 5):
+        args = inputs(shape, n, "cpu", seed=n)
+        result, eager = made(*args).float(), model(*args).float()
+        assert (result - eager).norm() <= 2e-2 * eager.norm()
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def _launch_rotary(
     elements, warps = (1024, 8) if norm else (2048, 4)
     together = max(1, min(elements // lanes, 1 << max(heads - 1, 0).bit_length()))
     q, k, cos, sin = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, cos, sin))
-    q_out, k_out = torch.empty_like(q), torch.empty_like(k)
+    q_out, k_out = reference.heads_like(q), reference.heads_like(k)
     blocks = -(-heads // together) + -(-k.shape[1] // together)
     _launcher(kernels.rotary)[(batch * length, blocks)](
         q, k, q_weight, k_weight, cos, sin, q_out, k_out, length, heads, k.shape[1], q_eps, k_eps,

@@ -33,8 +33,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "silu_mul": lambda gate, up: _like(gate),
     "silu_mul_fp8": lambda gate, up, scale: _like(gate, reference.FP8),
     "silu_mul_fp8_per_row": lambda gate, up: (_like(gate, reference.FP8), _scales(gate)),
-    "rotary": lambda q, k, cos, sin: (torch.empty_like(q), torch.empty_like(k)),
-    "qk_norm_rotary": lambda q, k, *others: (torch.empty_like(q), torch.empty_like(k)),
+    "rotary": lambda q, k, *others: (reference.heads_like(q), reference.heads_like(k)),
+    "qk_norm_rotary": lambda q, k, *others: (reference.heads_like(q), reference.heads_like(k)),
 }
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "FP8",
     "FP8_MAX",
     "add_rms_norm",
+    "heads_like",
     "qk_norm_rotary",
     "quantised",
     "quantised_per_row",
@@ -82,6 +83,18 @@ def silu_mul_fp8_per_row(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return quantised_per_row(silu_mul(gate, up))
 
 
+def heads_like(x: Tensor) -> Tensor:
+    """Return dense memory for heads [batch, heads, length, size], tokens or heads outside as in `x`.
+
+    `torch.empty_like` answers otherwise in a trace than in a call where a size is 1.
+    """
+    batch, heads, length, size = x.shape
+    if x.stride(1) < x.stride(2):
+        made = torch.empty(batch, length, heads, size, dtype=x.dtype, device=x.device)
+        return made.transpose(1, 2)
+    return torch.empty(batch, heads, length, size, dtype=x.dtype, device=x.device)
+
+
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     if cos.shape[-1] == half:
@@ -89,14 +102,14 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     wide = x.float()
     turned = torch.cat((-wide[..., half:], wide[..., :half]), -1)
     made = wide * cos.unsqueeze(1).float() + turned * sin.unsqueeze(1).float()
-    return torch.empty_like(x).copy_(made)
+    return heads_like(x).copy_(made)
 
 
 def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Return q [batch, heads, length, size] and k [batch, key heads, length, size], rotated.
 
     cos and sin are [batch or 1, length, size], or [..., size / 2] where both halves of a head have the same.
-    The strides of q and k are kept where they leave no gaps.
+    Results are dense, in the order of the strides of q and of k.
     """
     return _rotated(q, cos, sin), _rotated(k, cos, sin)
 
