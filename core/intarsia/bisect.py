@@ -18,6 +18,7 @@ from intarsia.config import ResolvedConfig
 from intarsia.config.layers import Level
 from intarsia.host import Host
 from intarsia.runtime.bound import BoundBox, PieceFunction, Verification
+from intarsia.runtime.memory import copied, is_plain
 from intarsia.runtime.verify import difference
 from intarsia.runtime.weights import module_of
 
@@ -231,7 +232,7 @@ class _Bisection:
         """Call with copies of the tensors, and put back what it writes to the model."""
         values = _tensors_of(self.subject.model)
         before = [value.detach().clone() for value in values]
-        given, named = copy.deepcopy((tuple(args), dict(kwargs)))
+        given, named = _copies(args, kwargs)
         with torch.no_grad():
             try:
                 result = function(*given, **named)
@@ -311,3 +312,17 @@ def _resized(call: Call, dims: Sequence[Any], sizes: Mapping[str, int]) -> Call:
         times[dim.dim] = -(-wanted // max(tensor.shape[dim.dim], 1))
         values[dim.path.root] = tensor.repeat(times).narrow(dim.dim, 0, wanted).clone()
     return Call(call.parameters, values)
+
+
+def _copies(
+    args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return copies of a call's arguments; tensors that share memory go on doing so.
+
+    Tensors are not left to `deepcopy`, which wants a storage made: no torch can on a device in Python.
+    """
+    values = [value for _, value in walk([args, kwargs], Path("call"))]
+    tensors = [v for v in values if isinstance(v, torch.Tensor) and is_plain(v)]
+    known = {id(t): c for t, c in zip(tensors, copied(tensors, range(len(tensors))), strict=True)}
+    made: tuple[tuple[Any, ...], dict[str, Any]] = copy.deepcopy((tuple(args), dict(kwargs)), known)
+    return made

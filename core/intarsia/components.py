@@ -6,12 +6,12 @@ from typing import Any
 
 from attrs import frozen
 
+from intarsia.compiling.instances import static_graph_backend
 from intarsia.config import Config, ResolvedConfig
 from intarsia.errors import ConfigError
 from intarsia.host import Host
 from intarsia.interfaces import PlatformSpec, StaticGraphBackend, StaticGraphSpec
 from intarsia.passes.plan import PassPlan, pass_plan
-from intarsia.references import resolve_reference
 
 
 @frozen
@@ -44,8 +44,7 @@ def components(
     if backend_name is not None and (config.static_graph_backend or config.static_graph != "none"):
         spec = host.static_graph(backend_name)
         _refuse_device(spec, platform)
-        factory = resolve_reference(spec.factory, owner=f'static-graph backend "{backend_name}"')
-        backend = factory(host.options(spec), device)
+        backend = static_graph_backend(spec, host.options(spec), device)
     return Components(plan, backend, backend_name or "none")
 
 

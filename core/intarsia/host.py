@@ -283,7 +283,7 @@ class Host:
         known: Mapping[str, Option] = {
             name.replace("-", "_"): option for name, option in record.options.items()
         }
-        chosen = self.config.config.options.get(record.name, {}) if given is None else given
+        chosen = self._chosen_for(record, known) if given is None else given
         if "*" in known:  # the component checks the names that it does not list itself
             listed = {name: value for name, value in chosen.items() if name in known}
             free = {name: value for name, value in chosen.items() if name not in known}
@@ -293,6 +293,36 @@ class Host:
             self._check_option(record.name, name, value, known)
         defaults = {name: option.default for name, option in known.items() if name != "*"}
         return {**defaults, **listed, **free, **self._partition_at(record)}
+
+    def check_options(self) -> None:
+        """Refuse options that no component of their name has, and values of the wrong type.
+
+        Raises:
+            ConfigError: naming the option, where it was set, and the nearest one that there is.
+        """
+        for name in self.config.config.options:
+            for record in self._with_options(name):
+                self.options(record)
+
+    def _with_options(self, name: str) -> Iterator[CompilerSpec | PassSpec | StaticGraphSpec]:
+        for kind in (COMPILER, PASS, STATIC_GRAPH):
+            for claim in self._loaded.found[kind.word].get(name, ()):
+                yield claim.record
+
+    def _chosen_for(
+        self, record: CompilerSpec | PassSpec | StaticGraphSpec, known: Mapping[str, Option]
+    ) -> Mapping[str, Any]:
+        """Return what config says under a component's name, less what is another component's of that name.
+
+        A vendor may well call the compiler and the static-graph backend of a device by one name.
+        """
+        others = {
+            option.replace("-", "_")
+            for other in self._with_options(record.name) if other is not record
+            for option in other.options
+        }  # fmt: skip
+        chosen = self.config.config.options.get(record.name, {})
+        return {n: v for n, v in chosen.items() if n in known or n not in others}
 
     def _partition_at(self, record: CompilerSpec | PassSpec | StaticGraphSpec) -> dict[str, Any]:
         config = self.config.config

@@ -45,6 +45,7 @@ def effective_settings(
     traits = resolve_reference(platform.traits, owner=f'platform "{platform.name}"')
     resolved, changes = host.adjust_config(traits(index) if traits is not None else {}, resolved)
     refuse_unserved(resolved)
+    host.check_options()
     check_split_by(resolved.config, host, kind or platform.device_type)
     built = components(resolved.config, platform, host, index)
     return Place(platform, kind or platform.device_type, index, resolved, changes, built)

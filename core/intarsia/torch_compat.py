@@ -729,6 +729,14 @@ def size_oblivious() -> contextlib.AbstractContextManager[Any]:
     return patched
 
 
+def python_dispatcher() -> contextlib.AbstractContextManager[Any]:
+    """Return a block in which operations on fake tensors are taken apart with symbolic sizes."""
+    from torch._dispatch.python import enable_python_dispatcher
+
+    made: contextlib.AbstractContextManager[Any] = enable_python_dispatcher()
+    return made
+
+
 def is_fake(value: Any) -> bool:
     """Say whether a value is a fake tensor."""
     from torch._subclasses.fake_tensor import FakeTensor
@@ -1461,6 +1469,7 @@ def _probe(path: str) -> Callable[[], Decision]:
 PROBES: Mapping[str, Callable[[], Decision]] = {
     path: _probe(path)
     for path in (
+        "torch._dispatch.python:enable_python_dispatcher",
         "torch._C:_set_grad_enabled",
         "torch._dynamo.convert_frame:fullgraph_capture",
         "torch._dynamo.convert_frame:compile_lock",

@@ -11,7 +11,9 @@ import torch
 from attrs import evolve
 from torch import Tensor, fx
 
+from intarsia.config import load_config
 from intarsia.errors import CompileRejected, PassError
+from intarsia.host import Host
 from intarsia.interfaces import Capabilities, CompileRequest, CompileResult, CompilerSpec, Decision
 from tests.pass_toys import Plugin, X, affine, aten, calls, compiled, does, failures, matches
 
@@ -122,6 +124,22 @@ def test_a_size_that_the_box_fixes_leaves_a_view_a_view_in_every_form(form: str)
         found, expected = made(given), function(given)
         torch.testing.assert_close(found, expected)
         assert found.stride() == expected.stride() == (24, 4, 1)
+
+
+@pytest.mark.parametrize("form", ["aten-functional", "aten-mutable"])
+def test_a_size_among_the_inputs_is_the_size_of_the_tensors_in_every_form(form: str) -> None:
+    def function(x: Tensor) -> Tensor:
+        return torch.sigmoid(x).reshape(x.shape[0], 2, -1) + 1
+
+    plugin = Plugin(compilers=[foreign(form)])
+    settings = {"compilers": ["foreign"], "split_at": ["torch.sigmoid"], "cache": False}
+    host = Host(load_config(None, environ={}, **settings), extra_plugins=[plugin])
+    call = torch.compile(
+        function, backend="intarsia", dynamic=True, options={**settings, "host": host}
+    )
+    for rows in (3, 5):
+        x = torch.randn(rows, 8)
+        torch.testing.assert_close(call(x), function(x))
 
 
 def test_a_pass_counts_once_however_many_forms_and_compilers_a_piece_goes_through() -> None:

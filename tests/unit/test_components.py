@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -43,8 +43,10 @@ class Reversed:
 class Slots:
     """A static-graph backend of a third party."""
 
+    built: ClassVar[list[int | None]] = []
+
     def __init__(self, options: Mapping[str, Any], device: int | None) -> None:
-        self.options = options
+        self.built.append(device)
 
     def budget(self, device: int | None) -> Mapping[str, int]:
         """Return ten slots."""
@@ -82,6 +84,12 @@ def test_a_named_pass_manager_and_backend_are_built_and_explained() -> None:
     assert "pass-manager in effect = 'acme'" in text
     assert "direction=backwards" in text
     assert "budget slots 10" in text
+
+
+def test_models_on_one_device_share_a_backend_and_what_it_counts() -> None:
+    for _ in range(2):
+        compiled(static_graph_backend="acme")
+    assert Slots.built == [None]
 
 
 @pytest.mark.parametrize("key", ["pass_manager", "static_graph_backend"])

@@ -13,7 +13,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+import intarsia
 from intarsia.config import load_config
 from intarsia.entry_points import plugin_entries
 from intarsia.errors import ConfigError, PluginError
@@ -31,6 +33,7 @@ from intarsia.interfaces import (
     PieceView,
     PlatformSpec,
     SplitRuleSpec,
+    StaticGraphSpec,
     StoreSpec,
 )
 from intarsia.plugin_manifest import check_manifest, manifest
@@ -449,6 +452,32 @@ def test_options_are_checked_and_defaults_filled_in(make_host: MakeHost) -> None
     wrong = make_host(toy, environ={"INTARSIA_OPTIONS": "x.level='a'"})
     with pytest.raises(ConfigError, match=r'option "level" .*INTARSIA_OPTIONS.*expected int, got'):
         wrong.options(wrong.compiler("x"))
+
+
+def test_a_compiler_and_a_backend_of_one_name_share_a_table_of_options(make_host: MakeHost) -> None:
+    backend = StaticGraphSpec("x", object, options={"slots": Option(4, int)})
+    toy = plugin(
+        compilers=lambda: [spec("x", options={"level": Option(1, int)})],
+        static_graphs=lambda: [backend],
+    )
+    host = make_host(toy, options={"x": {"level": 3, "slots": 5}})
+    assert host.options(host.compiler("x")) == {"level": 3}
+    assert host.options(host.static_graph("x")) == {"slots": 5}
+    host.check_options()
+    wrong = make_host(toy, options={"x": {"slot": 5}})
+    with pytest.raises(ConfigError, match='unknown option "slot" in options of "x"'):
+        wrong.check_options()
+
+
+def test_an_option_that_does_not_exist_is_an_error_before_another_compiler_is_asked() -> None:
+    toy = plugin(compilers=lambda: [spec("x", options={"level": Option(1, int)})])
+    config = load_config(
+        None, environ={}, compilers=["x", "eager"], options={"x": {"levle": 2}}, cache=False
+    )
+    with pytest.raises(ConfigError, match='unknown option "levle" in options of "x".*"level"'):
+        intarsia.compile(
+            lambda x: x + 1, (torch.ones(2),), config=config, host=Host(config, extra_plugins=[toy])
+        )
 
 
 def test_heavy_part_is_loaded_when_it_is_needed(site: Path) -> None:

@@ -1,4 +1,4 @@
-"""Compiler instances: a factory is called once per (process, options, device)."""
+"""What plugins' factories build: a factory is called once per (process, options, device)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import atexit
 import contextlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from attrs import define, field
 
 from intarsia import torch_compat
 from intarsia.host import Host
-from intarsia.interfaces import Compiler, CompilerSpec
+from intarsia.interfaces import Compiler, CompilerSpec, StaticGraphBackend, StaticGraphSpec
 from intarsia.references import resolve_reference
 
 
@@ -36,9 +36,9 @@ class Instance:
 
 @define
 class _Place:
-    """Where one instance is kept, and the lock under which it is built."""
+    """Where what a factory built is kept, and the lock under which it is built."""
 
-    instance: Instance | None = None
+    made: Any = None
     lock: threading.RLock = field(factory=threading.RLock)
 
 
@@ -50,12 +50,27 @@ def instance(spec: CompilerSpec, options: Mapping[str, Any], device: int | None)
     """Return the compiler of a spec, built at its first use with these options on this device."""
     factory = resolve_reference(spec.factory, owner=f'compiler "{spec.name}"')
     key = (spec.name, spec.version, factory, _frozen(options), device)
+    found: Instance = _built(key, lambda: Instance(factory(dict(options), device)))
+    return found
+
+
+def static_graph_backend(
+    spec: StaticGraphSpec, options: Mapping[str, Any], device: int | None
+) -> StaticGraphBackend:
+    """Return the static-graph backend of a spec, which all models on a device share with its resources."""
+    factory = resolve_reference(spec.factory, owner=f'static-graph backend "{spec.name}"')
+    key = (spec.name, "static graphs", factory, _frozen(options), device)
+    found: StaticGraphBackend = _built(key, lambda: factory(dict(options), device))
+    return found
+
+
+def _built(key: tuple[Any, ...], build: Callable[[], Any]) -> Any:
     with _lock:
         place = _places.setdefault(key, _Place())
     with place.lock:  # of its own: a factory may build another compiler
-        if place.instance is None:
-            place.instance = Instance(factory(dict(options), device))
-        return place.instance
+        if place.made is None:
+            place.made = build()
+        return place.made
 
 
 def built_for(host: Host, spec: CompilerSpec, device: int | None) -> Instance:
@@ -65,12 +80,13 @@ def built_for(host: Host, spec: CompilerSpec, device: int | None) -> Instance:
 
 @atexit.register
 def close_all() -> None:
-    """Close every instance, at the interpreter's exit: models share them, so none of them may do it."""
+    """Close everything, at the interpreter's exit: models share it, so none of them may do it."""
     with _lock:
         places = list(_places.values())
         _places.clear()
     for place in places:
-        close = getattr(place.instance and place.instance.compiler, "close", None)
+        made = place.made.compiler if isinstance(place.made, Instance) else place.made
+        close = getattr(made, "close", None)
         if close is not None:
             with contextlib.suppress(Exception):  # nobody is left to tell
                 close()

@@ -81,20 +81,21 @@ def _aten(request: CompileRequest, functional: bool) -> fx.GraphModule:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     mode = fake_mode_of(request)
-    # Sizes that the box fixes: make_fx would make symbols of them, which nothing relates to the shapes.
-    fixed = {n: value for n, value in enumerate(request.fake_inputs) if type(value) is int}
-    free = [value for n, value in enumerate(request.fake_inputs) if n not in fixed]
-    run: Callable[..., Any] = _run_graph(request.graph, fixed)
+    run: Callable[..., Any] = _run_graph(request.graph)
     if functional:
         run = torch.func.functionalize(run, remove="mutations")
     try:
         with (
-            mode, torch.no_grad(), torch_compat.size_oblivious(), torch_compat.transforms_undone()
+            mode, torch.no_grad(), torch_compat.size_oblivious(), torch_compat.transforms_undone(),
+            torch_compat.python_dispatcher(),
         ):  # fmt: skip
-            traced = make_fx(run, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*free)
+            # Not "symbolic": that would give the fake tensors new symbols, which the sizes among the inputs
+            # know nothing of.
+            traced = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(
+                *request.fake_inputs
+            )
     except Exception as error:
         raise CompileRejected(f"no ATen form: {type(error).__name__}: {error}") from error
-    _add_placeholders(traced.graph, fixed)
     _number_placeholders(traced)
     _run_passes(request, traced)
     return traced
@@ -125,26 +126,11 @@ def _has_effects(node: fx.Node) -> bool:
     return not known or bool(nodes.mutated_arguments(node)) or bool(node.is_impure())
 
 
-def _run_graph(module: fx.GraphModule, fixed: Mapping[int, int]) -> Callable[..., Any]:
-    """Return a graph as a function of the inputs that are not fixed."""
-    count = sum(node.op == "placeholder" for node in module.graph.nodes)
-
-    def run(*free: Any) -> Any:
-        others = iter(free)
-        inputs = [fixed[n] if n in fixed else next(others) for n in range(count)]
+def _run_graph(module: fx.GraphModule) -> Callable[..., Any]:
+    def run(*inputs: Any) -> Any:
         return fx.Interpreter(module).run(*inputs)
 
     return run
-
-
-def _add_placeholders(graph: fx.Graph, fixed: Mapping[int, int]) -> None:
-    """Give a graph placeholders for fixed sizes, which nothing in it reads."""
-    for position, value in sorted(fixed.items()):
-        nodes_now = list(graph.nodes)
-        with graph.inserting_before(
-            nodes_now[position]
-        ):  # placeholders come first, the output last
-            graph.placeholder(f"fixed{position}").meta["val"] = value
 
 
 def _number_placeholders(module: fx.GraphModule) -> None:

@@ -132,12 +132,18 @@ def copied(values: Sequence[Any], written: Sequence[int]) -> list[Any]:
     Copies share memory with each other as the originals do. What is no plain tensor stays as it is.
     """
     tensors = [values[i] for i in written if isinstance(values[i], torch.Tensor)]
-    storages = {start: t.untyped_storage().clone() for t in tensors if (start := start_of(t))}
+    storages = {start: _storage_copy(t) for t in tensors if (start := start_of(t))}
     found: list[Any] = []
     for value in values:
         storage = storages.get(start_of(value)) if isinstance(value, torch.Tensor) else None
         found.append(value if storage is None else over(storage, value))
     return found
+
+
+def _storage_copy(tensor: torch.Tensor) -> torch.UntypedStorage:
+    # By a tensor: torch cannot make a bare storage on a device that is written in Python, and crashes.
+    flat = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+    return flat.clone().untyped_storage()
 
 
 def in_original(value: Any, copies: Sequence[Any], originals: Sequence[Any]) -> Any:

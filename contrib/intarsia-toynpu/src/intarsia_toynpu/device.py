@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -45,6 +45,15 @@ class BackendModule:
         return 1
 
     @staticmethod
+    def set_device(device: Any) -> None:
+        """Do nothing: the only device is the current one."""
+
+    @staticmethod
+    def device(index: Any) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which a device is current."""
+        return contextlib.nullcontext()
+
+    @staticmethod
     def manual_seed_all(seed: int) -> None:
         """Do nothing: random numbers come from the host's generator, which torch seeds."""
 
@@ -71,10 +80,23 @@ def register() -> None:
             "2.11 to 2.15"
         )
     setup(NAME, backend_module=BackendModule())
+    torch.serialization.register_package(5, _location_of, _restored)
     _kept.extend(kernels.register_kernels())
     from intarsia_toynpu import ops
 
     _kept.append(ops.register_ops())
+
+
+def _location_of(storage: Any) -> str | None:
+    return NAME if storage.device.type == NAME else None
+
+
+def _restored(storage: Any, location: str) -> torch.UntypedStorage | None:
+    """Return what `torch.load` read, on the device: torch itself cannot make a storage there."""
+    if location.partition(":")[0] != NAME:
+        return None
+    host = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
+    return host.to(NAME).untyped_storage()
 
 
 # ------------------------------------------------------------------------- what the platform is made of
@@ -133,10 +155,9 @@ class NpuOps:
         """Return 1."""
         return 1
 
-    @contextlib.contextmanager
-    def guard(self, index: int) -> Iterator[None]:
-        """Make the only device current."""
-        yield
+    def guard(self, index: int) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the only device is current."""
+        return contextlib.nullcontext()
 
 
 class NpuStream:

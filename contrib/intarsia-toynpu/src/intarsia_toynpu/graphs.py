@@ -22,11 +22,18 @@ STREAMS = 10
 
 
 class Streams:
-    """The device's streams."""
+    """The device's streams.
+
+    Attributes:
+        count: how many there are.
+        used: how many recordings have one.
+        highest: how many had one at most.
+        replays: how often one of them was replayed.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.used = 0
+        self.used = self.highest = self.replays = 0
         self._lock = threading.RLock()
 
     def take(self) -> None:
@@ -39,6 +46,7 @@ class Streams:
             if self.used >= self.count:
                 raise CaptureError(f"all {self.count} streams of toynpu are used")
             self.used += 1
+            self.highest = max(self.highest, self.used)
 
     def give(self) -> None:
         """Give a stream back."""
@@ -73,6 +81,7 @@ class NpuRecording:
         """
         if self.is_released:
             raise RuntimeError("a recording of toynpu was replayed after its release")
+        DEVICE_STREAMS.replays += 1
         for command in self.commands:
             command.run()
 

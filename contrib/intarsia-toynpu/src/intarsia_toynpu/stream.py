@@ -75,6 +75,15 @@ def refuse_in_capture(what: str) -> None:
         raise CaptureError(f"{what} cannot be recorded: it would wait for the device")
 
 
+def new_tensor(shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Return a tensor without values; in a recording its memory is the pool's."""
+    recording = _local.capture
+    made = empty(shape, stride, dtype, MEMORY if recording is None else recording.pool)
+    if recording is not None:
+        _spoil(host_view(made))
+    return made
+
+
 def launch(
     compute: Compute, inputs: Sequence[torch.Tensor], written: Collection[int] = ()
 ) -> list[Any]:
