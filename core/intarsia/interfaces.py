@@ -391,11 +391,13 @@ class CompilerSpec:
         install_hint: what to tell a user who lacks its dependency.
         tiers: the artifacts that it makes. One that has "package" is asked for it in a background worker;
             `load` takes the artifacts of every tier.
+        uses_others: whether it compiles by other compilers: its factory is then called with
+            `(options, device, others)`, the last an `OtherCompilers`. It compiles in the process that asks.
     """
 
     name: str
     version: str
-    factory: Reference[Callable[[Mapping[str, Any], int | None], Compiler]]
+    factory: Reference[Callable[..., Compiler]]
     devices: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     form: Form = field(default="torch", validator=one_of(Form))
@@ -406,6 +408,46 @@ class CompilerSpec:
     environment: tuple[str, ...] = ()
     install_hint: str = ""
     tiers: tuple[Tier, ...] = field(default=("quick",), validator=some_of(Tier))
+    uses_others: bool = False
+
+
+class OtherCompilers(Protocol):
+    """The compilers of a host, for a compiler that compiles by others: by name, with the options that
+    config gives them. Compilers that use others themselves are not among them."""
+
+    def names(self, device_type: str | None = None) -> tuple[str, ...]:
+        """Return what the platforms list by default, in order; of one device type, or of all."""
+
+    def factors(self, name: str) -> Mapping[str, str] | None:
+        """Return a compiler's whole identity, options and plugin with it; None: it is never cached.
+
+        Raises:
+            ConfigError, PluginError: nobody brings it, or it cannot be used here.
+        """
+
+    def compile(self, name: str, request: CompileRequest) -> CompileResult:
+        """Compile the piece of a request with another compiler, with fake inputs of its own.
+
+        Raises:
+            CompileRejected: it does not take the piece, bakes weights in, or relied on sizes.
+            Exception: whatever it raises.
+        """
+
+    def load(
+        self, name: str, artifact: bytes, signature: PieceSignature, device: int | None
+    ) -> Callable[..., Sequence[Any]]:
+        """Restore what another compiler made."""
+
+    def bind(
+        self, name: str, function: Callable[..., Any], weights: Mapping[int, torch.Tensor]
+    ) -> Callable[..., Any]:
+        """Return a callable bound to weights; the same one where that compiler has no `bind`."""
+
+    def supports(self, name: str, op: OpView) -> Decision:
+        """Say whether another compiler takes an operation."""
+
+    def device_ops(self, device_type: str) -> DeviceOps:
+        """Return the device operations of the platform with the highest priority for a device type."""
 
 
 # --------------------------------------------------------------------------------------- platforms

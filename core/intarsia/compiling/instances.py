@@ -75,7 +75,16 @@ def _built(key: tuple[Any, ...], build: Callable[[], Any]) -> Any:
 
 def built_for(host: Host, spec: CompilerSpec, device: int | None) -> Instance:
     """Return the compiler of a spec with the options that a host's config gives it."""
-    return instance(spec, host.options(spec), device)
+    if not spec.uses_others:
+        return instance(spec, host.options(spec), device)
+    from intarsia.compiling.others import HostCompilers  # cycle: it builds compilers
+
+    factory: Any = resolve_reference(spec.factory, owner=f'compiler "{spec.name}"')
+    others = HostCompilers(host, device)
+    options = host.options(spec)
+    key = (spec.name, spec.version, factory, _frozen(options), device, others.identity())
+    found: Instance = _built(key, lambda: Instance(factory(dict(options), device, others)))
+    return found
 
 
 @atexit.register

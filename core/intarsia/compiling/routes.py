@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Iterable, Sequence
 
 from attrs import frozen
+from torch import fx
 
-from intarsia.capture import nodes
+from intarsia.capture import nodes as graph_nodes
 from intarsia.config import Config, PieceMatch
 from intarsia.errors import CompileRejected
 from intarsia.host import Host
-from intarsia.interfaces import CompilerSpec, PieceView, PlatformSpec, TensorInfo
+from intarsia.interfaces import CompilerSpec, PieceView, PlatformSpec, TensorInfo, ValueInfo
 from intarsia.split.canonical import CanonicalPiece
 from intarsia.split.partition import Piece
 from intarsia.split.rules import modules_around, op_view
@@ -26,7 +28,7 @@ class RouteChoice:
 
 def piece_view(piece: Piece, canonical: CanonicalPiece) -> PieceView:
     """Return what a plugin sees of a piece."""
-    ops = tuple(dict.fromkeys(nodes.operation(n) for n in piece.nodes))
+    ops = tuple(dict.fromkeys(graph_nodes.operation(n) for n in piece.nodes))
     modules = dict.fromkeys(path for n in piece.nodes for path, _ in modules_around(n) if path)
     devices = {i.device_type for i in (*canonical.inputs, *canonical.outputs)
                if isinstance(i, TensorInfo)}  # fmt: skip
@@ -76,20 +78,33 @@ def fitting(spec: CompilerSpec, piece: Piece, canonical: CanonicalPiece, is_poin
     Raises:
         CompileRejected: it does not do this device, dtype, mutation or dynamic shape.
     """
-    tensors = [i for i in (*canonical.inputs, *canonical.outputs) if isinstance(i, TensorInfo)]
-    for info in tensors:
+    values = (*canonical.inputs, *canonical.outputs)
+    is_fixed = is_point or not canonical.symbols
+    refuse_unfit(spec, values, piece.nodes, mutates=bool(canonical.mutated), is_fixed=is_fixed)
+
+
+def refuse_unfit(
+    spec: CompilerSpec, values: Sequence[ValueInfo], nodes: Iterable[fx.Node], *, mutates: bool,
+    is_fixed: bool,
+) -> None:  # fmt: skip
+    """Check what enters and leaves a piece, and its operations, against what a compiler says it can do.
+
+    Raises:
+        CompileRejected: it does not do this device, dtype, mutation, operation or dynamic shape.
+    """
+    for info in (value for value in values if isinstance(value, TensorInfo)):
         if spec.devices and info.device_type not in spec.devices:
             raise CompileRejected(f"does not compile for device type {info.device_type}")
         if info.subclass is not None and not spec.capabilities.subclasses:
             raise CompileRejected(f"does not take tensor subclasses ({info.subclass})")
         if spec.dtypes and info.dtype not in spec.dtypes:
             raise CompileRejected(f"does not take {info.dtype}")
-    if canonical.mutated and not spec.capabilities.mutation:
+    if mutates and not spec.capabilities.mutation:
         raise CompileRejected("does not take pieces that write to their inputs")
-    if canonical.symbols and not is_point and not spec.capabilities.dynamic_shapes:
+    if not is_fixed and not spec.capabilities.dynamic_shapes:
         raise CompileRejected("takes fixed shapes only; give it sizes")
     if not spec.capabilities.custom_ops:
-        for node in piece.nodes:
+        for node in nodes:
             name = op_view(node).name
             if "::" in name and name.split("::")[0] not in ("aten", "prims", "higher_order"):
                 raise CompileRejected(f"does not take custom operations ({name})")
