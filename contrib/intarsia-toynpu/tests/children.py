@@ -13,7 +13,8 @@ HERE = Path(__file__).parent
 
 def run_child(source: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run source in a new interpreter that finds the models of these tests."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), **environment}
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **environment}
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(source)],
         env=env, capture_output=True, text=True, timeout=240, check=False,
