@@ -59,7 +59,7 @@ def open_cache(
     places = [
         Guarded(store, name, warn)
         for name in _names(setting, warn)
-        for store in [_store(name, stores)]
+        for store in [open_store(name, stores)]
     ]
     return Cache(places, secret=secret, strict=strict, warn=warn, note=note)
 
@@ -120,7 +120,12 @@ def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def _store(name: str, stores: Stores | None) -> Store:
+def open_store(name: str, stores: Stores | None = None) -> Store:
+    """Return the store of a folder or URL; nothing is touched before it is used.
+
+    Raises:
+        ConfigError: a URL cannot be reached for want of a package.
+    """
     found = _URL.match(name)
     if found is None:
         return LocalStore(name)

@@ -32,6 +32,7 @@ COMMANDS = {
     "explain": "compile a model and explain every choice",
     "bisect": "find the piece, box or pass that makes a result wrong",
     "bench": "time a model: eager, torch.compile, intarsia",
+    "conformance": "run the conformance kit over a compiler, platform or other component",
     "cache": "list, explain, check, collect and carry the entries of the compile cache",
 }
 """Subcommand -> what it is for; the module of each has its name."""

@@ -1,0 +1,232 @@
+"""What a compiler must do."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import intarsia
+from intarsia.cache.opening import open_cache
+from intarsia.cache.pack import pack, unpack
+from intarsia.errors import ContractError
+from intarsia.references import resolve_reference
+from intarsia.testing.conformance.graphs import GRAPHS, GraphCase
+from intarsia.testing.conformance.numbers import agree, compile_case, compiled_by, follow, results
+from intarsia.testing.conformance.subject import Requirement, Subject
+
+__all__ = ["REQUIREMENTS", "claims_of"]
+
+BLOCK = GRAPHS[0]
+_CASES = {case.name: case for case in GRAPHS}
+
+
+def _case(subject: Subject, folder: Path, case: GraphCase) -> None:
+    compiled, function = compile_case(subject, case)
+    follow(subject, compiled, function, case)
+
+
+def _fresh_results(subject: Subject, folder: Path) -> None:
+    """Results of a call must stay as they are when the next one runs, and must not be the inputs."""
+    compiled, function = compile_case(subject, BLOCK)
+    one, other = (BLOCK.inputs(subject.device, 4) for _ in range(2))
+    first = results(compiled, one)
+    kept = [x.clone() for x in first]
+    second = results(compiled, other)
+    assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True)), (
+        "a second call changed what the first returned"
+    )
+    starts = {x.untyped_storage().data_ptr() for x in (*first, *one, *other) if x.numel()}
+    shared = [i for i, x in enumerate(second) if x.untyped_storage().data_ptr() in starts]
+    assert not shared, f"result {shared} lies in the memory of an input or of an earlier result"
+    agree(subject, compiled, function, other)
+
+
+def _weights_replaced(subject: Subject, folder: Path) -> None:
+    """A weight that is replaced is used from then on, or the next call raises."""
+    compiled, function = compile_case(subject, BLOCK)
+    args = BLOCK.inputs(subject.device, 4)
+    agree(subject, compiled, function, args)
+    function.down.weight = torch.nn.Parameter(
+        torch.randn_like(function.down.weight), requires_grad=False
+    )
+    try:
+        agree(subject, compiled, function, args)
+    except ContractError:
+        return  # a compiler that bakes weights says so
+
+
+def _weights_written(subject: Subject, folder: Path) -> None:
+    """What is written into a weight's memory counts at the next call."""
+    compiled, function = compile_case(subject, BLOCK)
+    args = BLOCK.inputs(subject.device, 4)
+    agree(subject, compiled, function, args)
+    with torch.no_grad():
+        function.down.weight.mul_(2)
+    agree(subject, compiled, function, args)
+
+
+def _threads(subject: Subject, folder: Path) -> None:
+    """Two threads compile and call different functions."""
+    errors: list[BaseException] = []
+
+    def work(case: GraphCase) -> None:
+        try:
+            _case(subject, folder, case)
+        except BaseException as error:
+            errors.append(error)
+
+    cases = [_CASES[name] for name in ("block", "elementwise", "several-results")]
+    threads = [threading.Thread(target=work, args=(case,)) for case in cases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _factors(subject: Subject, folder: Path) -> None:
+    """Two instances say the same of themselves, in text, and another version says something else."""
+    _, host = subject.host()
+    spec = host.compiler(subject.name)
+    assert spec.version, "it has no version"
+    make = resolve_reference(spec.factory, owner=f'compiler "{spec.name}"')
+    device = 0 if subject.device not in ("cpu",) else None
+    one, other = (make(host.options(spec), device).factors() for _ in range(2))
+    assert one == other, f"factors() is {one} and then {other}"
+    if one is not None:
+        wrong = [k for k, v in one.items() if not isinstance(k, str) or not isinstance(v, str)]
+        assert not wrong, f"factors() has {wrong[0]!r}, which is no text"
+
+
+def _artifact(subject: Subject, folder: Path) -> None:
+    """A second process compiles nothing and computes the same."""
+    _fill(subject, folder / "cache")
+    _start_warm(subject, folder / "cache")
+
+
+def _packed(subject: Subject, folder: Path) -> None:
+    """What was packed and unpacked elsewhere is as good."""
+    _fill(subject, folder / "cache")
+    one, other = (open_cache(str(folder / name)) for name in ("cache", "other"))
+    assert one is not None
+    assert other is not None
+    assert one.local is not None
+    pack(one, list(one.local.list()), str(folder / "packed"))
+    unpack(other, str(folder / "packed"))
+    _start_warm(subject, folder / "other")
+
+
+def _fill(subject: Subject, cache: Path) -> None:
+    compiled, function = compile_case(subject, BLOCK, cache=str(cache))
+    follow(subject, compiled, function, BLOCK)
+    assert compiled.report.compiler_calls >= 1
+    compiled.close()
+
+
+_WARM = """
+import sys
+from intarsia.testing.conformance.compilers import warm_start
+from intarsia.testing.conformance.subject import Subject
+warm_start(Subject.from_json(sys.stdin.read()), sys.argv[1])
+"""
+
+
+def _start_warm(subject: Subject, cache: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WARM, str(cache)], input=subject.to_json(), text=True,
+        capture_output=True, timeout=subject.deadline, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"a second process failed: {done.stderr[-1500:]}"
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["compiler_calls"] == 0, f"a second process compiled again: {found}"
+
+
+def warm_start(subject: Subject, cache: str) -> None:
+    """Compile the block out of a cache, compare, and print how often a compiler was called."""
+    compiled, function = compile_case(subject, BLOCK, cache=cache)
+    follow(subject, compiled, function, BLOCK)
+    print(json.dumps({"compiler_calls": compiled.report.compiler_calls}))
+
+
+def _alone_in_a_process(subject: Subject, folder: Path) -> None:
+    """Compiling leaves torch's settings, the working folder and the environment as they were."""
+    import os
+
+    before = (dict(os.environ), Path.cwd(), torch.get_num_threads(), torch.get_default_dtype(),
+              torch.is_grad_enabled())  # fmt: skip
+    _case(subject, folder, BLOCK)
+    after = (dict(os.environ), Path.cwd(), torch.get_num_threads(), torch.get_default_dtype(),
+             torch.is_grad_enabled())  # fmt: skip
+    names = ("environment", "working folder", "threads", "default dtype", "grad mode")
+    changed = [n for n, a, b in zip(names, before, after, strict=True) if a != b]
+    assert not changed, f"compiling changed the {changed[0]}"
+
+
+def _refusal(subject: Subject, folder: Path) -> None:
+    """What is refused goes to the next compiler, and the report has the reason."""
+    resolved, host = subject.host(compilers=[subject.name, "eager"])
+    case = _CASES["custom-op"]
+    function, args = case.make(), case.inputs(subject.device, 4)
+    made = intarsia.compile(function, tuple(args), config=resolved, host=host)
+    agree(subject, made, function, args)
+    for piece in made.report.piece_reports:
+        for box in piece.boxes if piece.kind == "compiled" else ():
+            refused = [
+                a for a in box.attempts if a.compiler == subject.name and a.outcome != "compiled"
+            ]
+            assert all(a.reason for a in refused), "a refusal has no reason"
+
+
+def _second_piece(subject: Subject, folder: Path) -> None:
+    """Two pieces of one model: what one returns is what the next takes."""
+    function = _CASES["custom-op"].make()
+    case = BLOCK
+
+    class Two(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = case.make(), case.make()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.other(function(self.one(x)))
+
+    torch.manual_seed(0)
+    model = Two().to(subject.device)
+    args = case.inputs(subject.device, 4)
+    compiled = compiled_by(subject, model, args, split_at=["intarsia_conformance::scaled"])
+    for seed in range(2):
+        torch.manual_seed(seed)
+        agree(subject, compiled, model, case.inputs(subject.device, 4))
+
+
+REQUIREMENTS: tuple[Requirement, ...] = (
+    *(Requirement(c.name, c.capability, c.about, functools.partial(_case, case=c)) for c in GRAPHS),
+    Requirement("fresh-results", "", "results are new memory at every call", _fresh_results),
+    Requirement("two-pieces", "", "two pieces of one model around an operator", _second_piece),
+    Requirement("weights-replaced", "", "a replaced weight is used, or the call raises", _weights_replaced),
+    Requirement("weights-written", "live-weights", "a write into a weight's memory counts", _weights_written),
+    Requirement("threads", "", "two threads compile different functions", _threads),
+    Requirement("factors", "", "its identity is the same every time", _factors),
+    Requirement("leaves-no-trace", "", "settings of the process stay as they were", _alone_in_a_process),
+    Requirement("refusal", "", "what it refuses goes to the next compiler, with a reason", _refusal),
+    Requirement("artifact", "artifacts", "a second process loads what the first compiled", _artifact),
+    Requirement("packed", "artifacts", "so does one that unpacked it", _packed),
+)  # fmt: skip
+
+
+def claims_of(host: Any, name: str) -> frozenset[str]:
+    """Return the capabilities that a compiler's own record claims."""
+    able = host.compiler(name).capabilities
+    names = {
+        "dynamic-shapes": able.dynamic_shapes, "mutation": able.mutation,
+        "custom-ops": able.custom_ops, "live-weights": able.weights == "input",
+    }  # fmt: skip
+    return frozenset(n for n, yes in names.items() if yes)
