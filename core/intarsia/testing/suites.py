@@ -61,7 +61,8 @@ class Suite:
         return evolve(made, claims=claims_of(made.host()[1], cls.name))
 
     @pytest.fixture(scope="class")
-    def outcomes(self, subject: Subject, request: pytest.FixtureRequest) -> Mapping[str, Outcome]:
+    @classmethod
+    def outcomes(cls, subject: Subject, request: pytest.FixtureRequest) -> Mapping[str, Outcome]:
         """Run the requirements that were selected, all in one child process, and return what came of them."""
         mine = [item for item in request.session.items if getattr(item, "cls", None) is request.cls]
         names = [item.callspec.params["requirement"] for item in mine if hasattr(item, "callspec")]
