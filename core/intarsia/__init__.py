@@ -16,6 +16,7 @@ from intarsia.errors import (
     ContractError,
     IntarsiaError,
     MetadataError,
+    MismatchError,
     PassError,
     PluginError,
     RecordError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from intarsia.api import Compiled, compile, load
     from intarsia.interfaces import API_VERSION
     from intarsia.jit import reports
+    from intarsia.ranks.exchange import TorchExchange
     from intarsia.static_graph.plain import record
     from intarsia.static_graph.step import current_step, step
 
@@ -44,11 +46,13 @@ __all__ = [
     "ContractError",
     "IntarsiaError",
     "MetadataError",
+    "MismatchError",
     "PassError",
     "PluginError",
     "RecordError",
     "ShapeError",
     "SplitError",
+    "TorchExchange",
     "UnsupportedTorchError",
     "__version__",
     "compile",
@@ -62,6 +66,7 @@ __all__ = [
 _LAZY = {
     "API_VERSION": "intarsia.interfaces",
     "Compiled": "intarsia.api",
+    "TorchExchange": "intarsia.ranks.exchange",
     "compile": "intarsia.api",
     "current_step": "intarsia.static_graph.step",
     "load": "intarsia.api",

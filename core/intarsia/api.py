@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 from intarsia import torch_compat
 from intarsia.bundle.start import start
@@ -13,8 +15,10 @@ from intarsia.capture.dynamic import Dynamic
 from intarsia.compiled import Compiled
 from intarsia.config import Config, ResolvedConfig, load_config
 from intarsia.host import Host
-from intarsia.interfaces import Event
+from intarsia.interfaces import Event, Exchange
 from intarsia.job import Job
+from intarsia.ranks.agreement import agreeing
+from intarsia.ranks.checking import PlanCheck, manifest_of
 
 __all__ = ["Compiled", "compile", "load"]
 
@@ -30,6 +34,8 @@ def compile(
     dump: str | os.PathLike[str] | None = None,
     on_event: Callable[[Event], None] | Iterable[Callable[[Event], None]] = (),
     host: Host | None = None,
+    exchange: Exchange | Literal["torch"] | None = None,
+    expect: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> Compiled:
     """Capture a model as one graph, cut it into pieces, compile every piece, and return a callable.
@@ -47,6 +53,11 @@ def compile(
         dump: a folder to write graphs, pieces and generated code to.
         on_event: called with every event: a progress bar, a supervisor that extends its deadline.
         host: plugins that are already loaded; None loads them.
+        exchange: how the ranks of a job compare their plans before they compile and before they use them:
+            "torch" for all ranks of `torch.distributed`, `TorchExchange.of_group(group)` for some; None
+            compares nothing.
+        expect: the manifest of another process' compiled model (`Compiled.manifest`), which this one must
+            be able to make again; None compares nothing.
         overrides: settings in snake_case, which win over everything: `compilers=["eager"]`.
 
     Raises:
@@ -56,16 +67,34 @@ def compile(
         ShapeError: a requested box is not contained in what the graph is valid for.
         SplitError: a split rule cannot be followed.
         CompileFailed: no compiler could compile a piece.
+        MismatchError: another rank has another plan, has failed or is late; or the plan is not that of
+            `expect`. What differs is named.
         UnsupportedTorchError: this torch is outside the supported range.
     """
     begun = time.monotonic()
     torch_compat.require_supported_torch()
     extra: dict[str, Any] = {"name": name, "dump": None if dump is None else os.fspath(dump)}
-    resolved = load_config(config, **overrides, **extra)
     listeners = (on_event,) if callable(on_event) else tuple(on_event)
-    job = Job(model, tuple(args), dict(kwargs or {}), dynamic or {}, resolved, host, listeners)
-    job.events.spent("setup", time.monotonic() - begun)
-    return start(job)
+    with agreeing(exchange, name) as ranks:
+        resolved = load_config(config, **overrides, **extra)
+        job = Job(model, tuple(args), dict(kwargs or {}), dynamic or {}, resolved, host, listeners)
+        job.events.spent("setup", time.monotonic() - begun)
+        check = PlanCheck(job, model, ranks, expect)
+        check.setup()
+        compiled = start(job)
+        with _closed_if_refused(compiled):
+            check.plan(compiled._engine.make_report)
+    compiled._engine.manifest = functools.partial(manifest_of, job, model)
+    return compiled
+
+
+@contextlib.contextmanager
+def _closed_if_refused(compiled: Compiled) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        compiled.close()
+        raise
 
 
 def load(
@@ -74,6 +103,7 @@ def load(
     *,
     config: ResolvedConfig | Config | Mapping[str, Any] | str | os.PathLike[str] | None = None,
     host: Host | None = None,
+    exchange: Exchange | Literal["torch"] | None = None,
     **overrides: Any,
 ) -> Compiled:
     """Return the compiled model of a file that `Compiled.save` wrote. Nothing is traced or compiled.
@@ -85,9 +115,11 @@ def load(
         model: the model, with its weights; they are not in the file.
         config: settings; those of the compile are in the file, so this is about plugins and the platform.
         host: plugins that are already loaded; None loads them.
+        exchange: as for `compile`: the ranks make sure that they have loaded the same plan.
         overrides: settings in snake_case, which win over everything.
 
     Raises:
+        MismatchError: another rank has another plan, has failed or is late.
         CacheError: the file is damaged, or is for another model, device or version; the message says what
             differs.
         OSError: the file cannot be read.
@@ -95,4 +127,9 @@ def load(
     from intarsia.bundle.file import load_file
 
     torch_compat.require_supported_torch()
-    return load_file(path, model, load_config(config, **overrides), host)
+    with agreeing(exchange, None, first="plan") as ranks:
+        resolved = load_config(config, **overrides)
+        compiled = load_file(path, model, resolved, host)
+        with _closed_if_refused(compiled):
+            ranks.plan_of(compiled._engine.make_report, resolved.config.exchange_deadline)
+    return compiled

@@ -35,6 +35,8 @@ class Engine(Swappable):
     Attributes:
         stale: whether a weight was replaced since the plans were bound.
         write: writes the plan to a file, or raises CacheError where that is not possible.
+        manifest: returns what another process must have to make the same plan; None where the settings of
+            the compile are not known.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Engine(Swappable):
     make_explanation: Callable[[bool], str]
     stale: bool = False
     write: Callable[[str], None] | None = None
+    manifest: Callable[[Report], dict[str, dict[str, str]]] | None = None
     _frozen: Sequence[FrozenValue] | None = field(default=None, alias="_frozen", repr=False)
     _memory: Memory | None = field(default=None, alias="_memory", repr=False)
     _announced: list[Announced] = field(factory=list, init=False, repr=False)
@@ -346,11 +349,30 @@ class Compiled(torch.nn.Module):
             raise CacheError(f"{self._engine.name} was closed", subject=self._engine.name)
         write(os.fspath(path))
 
+    def manifest(self) -> dict[str, dict[str, str]]:
+        """Return the resolved plan as plain data for another process: `intarsia.compile(..., expect=it)`.
+
+        "setup" has versions, plugins, settings and rules with the digests of their sources; "plan" has the
+        boxes and the pieces, with who compiled each.
+
+        Raises:
+            CacheError: the model was closed, or loaded from a file, which has its own record of all that.
+        """
+        make = self._engine.manifest
+        if make is None:
+            raise CacheError(
+                f"{self._engine.name} has no manifest",
+                why="it was closed, or intarsia.load has read it from a file",
+                next_step="Ask one that intarsia.compile returned.", subject=self._engine.name,
+            )  # fmt: skip
+        return make(self._engine.make_report())
+
     def close(self) -> None:
         """Let go of what the model holds beside its weights; a later call raises."""
         self._finalizer()
         self._engine.end()
         self._engine.write = None
+        self._engine.manifest = None
         if self._engine.static_graphs is not None:
             self._engine.static_graphs.close()
         name = self._engine.name

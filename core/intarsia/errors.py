@@ -18,6 +18,7 @@ __all__ = [
     "ContractError",
     "IntarsiaError",
     "MetadataError",
+    "MismatchError",
     "PassError",
     "PluginError",
     "RecordError",
@@ -113,6 +114,10 @@ class ContractError(IntarsiaError):
 
 class MetadataError(IntarsiaError):
     """A piece returned something other than its recorded dtype, shape, stride or device."""
+
+
+class MismatchError(IntarsiaError):
+    """Processes that must have the same plan do not: ranks of a job, or a child with a manifest."""
 
 
 class UnsupportedTorchError(IntarsiaError):

@@ -18,6 +18,8 @@ from intarsia.config import ResolvedConfig, load_config
 from intarsia.errors import ConfigError, ContractError
 from intarsia.graph_door.job import GraphJob
 from intarsia.graph_door.recent import numbered, reports
+from intarsia.ranks.agreement import agreeing
+from intarsia.ranks.checking import PlanCheck
 from intarsia.report.events import EventStream
 
 __all__ = ["intarsia_backend", "reports"]
@@ -34,11 +36,12 @@ def intarsia_backend(
         example_inputs: what it was traced with.
         options: settings in snake_case, and `dynamic`: argument name -> {dimension: symbol name}, matched
             with the names that the model's forward gives its arguments; `config`: a settings file;
-            `on_event`: a listener; `host`: plugins that are already loaded.
+            `on_event`: a listener; `host`: plugins that are already loaded; `exchange`: as for
+            `intarsia.compile`, for each graph; `expect`: a manifest, of which the "setup" is compared.
 
     Raises:
-        ConfigError, PluginError, SplitError, CompileFailed: as `intarsia.compile`. With `strict`, also
-            ContractError where gradients are needed.
+        ConfigError, PluginError, SplitError, CompileFailed, MismatchError: as `intarsia.compile`. With
+            `strict`, also ContractError where gradients are needed.
     """
     torch_compat.require_supported_torch()
     if mode is not None:
@@ -50,14 +53,27 @@ def intarsia_backend(
     dynamic = given.pop("dynamic", None) or {}
     listener = given.pop("on_event", None)
     host = given.pop("host", None)
-    resolved = load_config(given.pop("config", None), **given)
-    name = numbered(resolved.config.name)
-    if torch.is_grad_enabled() and _needs_grad(example_inputs):
-        return _eager_for_grad(module, name, resolved)
-    from intarsia.graph_door.start import start_graph  # it imports Dynamo, which is there by now
+    exchange, expect = given.pop("exchange", None), given.pop("expect", None)
+    with agreeing(exchange, given.get("name")) as ranks:
+        resolved = load_config(given.pop("config", None), **given)
+        name = numbered(resolved.config.name)
+        eager = None
+        if torch.is_grad_enabled() and _needs_grad(example_inputs):
+            eager = _eager_for_grad(module, name, resolved)
+            if ranks.exchange is None:
+                return eager
+        # It imports Dynamo, which is there by now.
+        from intarsia.graph_door.start import start_graph
 
-    job = GraphJob(module, list(example_inputs), dynamic, resolved, host, name, listener)
-    return start_graph(job)
+        job = GraphJob(module, list(example_inputs), dynamic, resolved, host, name, listener)
+        setup = None if expect is None else {"setup": expect["setup"]}
+        check = PlanCheck(job, module, ranks, setup)
+        check.setup(runs="compiled" if eager is None else "eagerly, as gradients are needed")
+        if eager is not None:
+            return eager
+        made = start_graph(job)
+        check.plan(made.report)
+        return made
 
 
 def _needs_grad(values: Sequence[Any]) -> bool:

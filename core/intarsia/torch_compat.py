@@ -1450,6 +1450,30 @@ def forget_capture(device: int, pool: tuple[int, int]) -> None:
             undo(device, pool)
 
 
+# ------------------------------------------------------------------------------------------- ranks
+
+
+def default_store() -> Any:
+    """Return the key-value store that the ranks of a `torch.distributed` job were started with.
+
+    A connection of its own where the store can make one: a wait would hold up other threads.
+    """
+    from torch.distributed import distributed_c10d
+
+    store: Any = distributed_c10d._get_default_store()
+    try:
+        return store.clone()
+    except (AttributeError, RuntimeError):  # not every store, nor every torch, has it
+        return store
+
+
+def group_sizes() -> dict[str, int]:
+    """Return the process groups that this process is in: name -> how many ranks."""
+    from torch.distributed import distributed_c10d
+
+    return {name: group.size() for group, name in distributed_c10d._world.pg_names.items()}
+
+
 # --------------------------------------------------------------------------------------------- probes
 
 
@@ -1491,6 +1515,8 @@ PROBES: Mapping[str, Callable[[], Decision]] = {
         "torch.fx.experimental.symbolic_shapes:DimDynamic",
         "torch.fx.experimental.symbolic_shapes:ConstraintViolationError",
         "torch.compiler.config:cache_key_tag",
+        "torch.distributed.distributed_c10d:_get_default_store",
+        "torch.distributed.distributed_c10d:_world.pg_names",
         "torch._subclasses.fake_tensor:FakeTensor",
         "torch._subclasses.fake_tensor:FakeTensorMode",
         "torch._subclasses.fake_tensor:DataDependentOutputException",

@@ -28,14 +28,15 @@ from intarsia.errors import IntarsiaError
 from intarsia.host import Host
 from intarsia.interfaces import PlatformSpec
 from intarsia.passes.plan import pass_plan
+from intarsia.ranks.state import job_factors
 from intarsia.references import resolve_reference
 from intarsia.split.encode import CannotEncode, encode_argument
 
 _APART = frozenset({
     "artifact", "cache", "cache_key_file", "cache_wait", "compile_timeout", "compilers", "dump",
-    "executor", "max_tasks_warning", "name", "op_safety", "options", "outputs", "passes", "platform",
-    "plugins", "split_at", "split_rule", "static_graph", "static_graph_backend", "static_graph_budget",
-    "static_inputs", "unknown_ops", "verify", "workers",
+    "exchange_deadline", "executor", "max_tasks_warning", "name", "op_safety", "options", "outputs",
+    "passes", "platform", "plugins", "split_at", "split_rule", "static_graph", "static_graph_backend",
+    "static_graph_budget", "static_inputs", "unknown_ops", "verify", "workers",
 })  # fmt: skip
 """Settings that do not change a plan, or whose effect other factors tell."""
 
@@ -91,7 +92,8 @@ def lookup_factors(asked: Asked) -> dict[str, str]:
         NoKey: a compiler, rule or argument has no identity that another process could compare.
     """
     return {
-        **chosen_factors(asked), **_torch_state(), **model_factors(asked.model), **_arguments(asked)
+        **chosen_factors(asked), **_torch_state(), **job_factors(),
+        **model_factors(asked.model), **_arguments(asked),
     }  # fmt: skip
 
 

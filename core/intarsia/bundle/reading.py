@@ -16,7 +16,14 @@ from attrs import field, frozen
 
 from intarsia.bundle.codec import NotHere, decode, encode
 from intarsia.bundle.sources import inlined_sources, present_code, present_file
-from intarsia.capture.frozen import FrozenKind, FrozenValue, change_line, keys_of, type_name
+from intarsia.capture.frozen import (
+    FrozenKind,
+    FrozenValue,
+    change_line,
+    keys_of,
+    process_group_text,
+    type_name,
+)
 from intarsia.capture.graph import Graph
 from intarsia.capture.scope import (
     aliases_in,
@@ -31,13 +38,14 @@ from intarsia.capture.surroundings import globals_of, ties_of
 from intarsia.classes import class_digest
 from intarsia.digests import function_identity, plain_digest
 from intarsia.errors import IntarsiaError
+from intarsia.ranks.state import asks_for_rank, present_rank
 from intarsia.split.encode import CannotEncode, Encoded
 from intarsia.torch_compat import traced_function
 
 _GONE = "<gone>"
-_NOT_SOURCES = ("file", "code", "variable", "training")
+_NOT_SOURCES = ("file", "code", "variable", "training", "rank")
 """The kinds of facts that are not read by evaluating a source."""
-_NOT_OF_CALLS = ("file", "code", "variable", "methods", "ties", "globals", "tensor")
+_NOT_OF_CALLS = ("file", "code", "variable", "rank", "methods", "ties", "globals", "tensor")
 """The kinds of facts that are compared when a plan is loaded, and not on calls."""
 
 
@@ -132,6 +140,8 @@ def reading_of(
         facts["code", place] = Fact("code", place, f"code of {place}", value)
     for name in dict.fromkeys(name for graph in graphs for name in graph.variables):
         facts["variable", name] = Fact("variable", name, f"variable {name}", os.environ.get(name))
+    if asks_for_rank(codes):
+        facts["rank", ""] = Fact("rank", "", "rank", present_rank())
     return Reading(tuple(facts.values()), aliases, tuple(needs), tuple(imported))
 
 
@@ -235,6 +245,8 @@ def _training(model: Any) -> dict[str, bool]:
 def _other(fact: Fact, flags: Mapping[str, bool]) -> Encoded:
     if fact.kind == "training":
         return flags.get(fact.source, _GONE)
+    if fact.kind == "rank":
+        return present_rank()
     if fact.kind == "variable":
         return os.environ.get(fact.source)
     try:
@@ -247,14 +259,19 @@ _READERS: Mapping[str, Callable[[Any], Encoded]] = {
     "value": encode, "length": len, "keys": lambda value: encode(keys_of(value)), "class": type_name,
     "function": function_identity, "methods": class_digest, "ties": lambda value: encode(ties_of(value)),
     "globals": lambda value: encode(globals_of(value)), "tensor": tensor_kind,
+    "process group": process_group_text,
 }  # fmt: skip
 
 
 def _all_at_once(entries: Sequence[tuple[str, str]], scope: Mapping[str, Any]) -> list[Encoded]:
     """Evaluate all sources as one expression, which is much cheaper than one by one."""
-    text = "\n,".join(f"_{kind}_({source})" for kind, source in entries)
-    readers = {f"_{kind}_": reader for kind, reader in _READERS.items()}
+    text = "\n,".join(f"{_helper(kind)}({source})" for kind, source in entries)
+    readers = {_helper(kind): reader for kind, reader in _READERS.items()}
     return list(eval(compile(f"[{text}]", "<frozen values>", "eval"), {**scope, **readers}))
+
+
+def _helper(kind: str) -> str:
+    return f"_{kind.replace(' ', '_')}_"
 
 
 def _one(fact: Fact, scope: Mapping[str, Any]) -> Encoded:

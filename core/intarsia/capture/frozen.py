@@ -42,10 +42,12 @@ FrozenKind: TypeAlias = Literal[
     "ties",
     "globals",
     "tensor",
+    "process group",
 ]
 """What of a source is compared: the value, its length, its keys in order, the name of its class, its
 identity as a function or class, the code of a class, which of several objects are one, which of some
-names a module has, the class of a tensor; "training" is a module's flag."""
+names a module has, the class of a tensor, the name and size of a process group; "training" is a
+module's flag."""
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device,
           torch.layout, torch.memory_format, enum.Enum)  # fmt: skip
 
@@ -94,6 +96,8 @@ def frozen_values(capture: FrameCapture) -> tuple[list[FrozenValue], list[str]]:
                 same = _freeze_function(source, scope, root_name)
                 if same is None:  # members of an enum are compared by identity, too
                     same = _freeze(source, "EQUALS_MATCH", scope, root_name)
+                if same is None:
+                    same = _freeze_group(source, scope, root_name)
                 if same is not None:
                     found[source] = same
                 else:
@@ -250,6 +254,36 @@ def _freeze_function(source: str, scope: dict[str, Any], root_name: str) -> Froz
         return name if same else f"another one, {_function_name(now)}"
 
     return FrozenValue(source, label_of(source, root_name), name, read, "function")
+
+
+def _freeze_group(source: str, scope: dict[str, Any], root_name: str) -> FrozenValue | None:
+    """Freeze a process group of `torch.distributed`, of which graphs hold the name; None for all else."""
+    code = compiled_source(source)
+    if code is None:
+        return None
+    try:
+        value = eval(code, scope)
+    except Exception:  # Dynamo's sources may name helpers of its own
+        return None
+    if not is_process_group(value):
+        return None
+    return FrozenValue(
+        source, label_of(source, root_name), process_group_text(value),
+        lambda: process_group_text(eval(code, scope)), "process group",
+    )  # fmt: skip
+
+
+def process_group_text(value: Any) -> str:
+    """Return what a graph has of a process group: its name and how many ranks it has."""
+    if not is_process_group(value):
+        return type_name(value)
+    return f"{value.group_name} of {value.size()}"
+
+
+def is_process_group(value: Any) -> bool:
+    """Say whether a value is a process group of `torch.distributed`."""
+    kind = getattr(torch.distributed, "ProcessGroup", None)  # a torch without it has no groups
+    return kind is not None and isinstance(value, kind)
 
 
 def _function_name(value: Any) -> str:

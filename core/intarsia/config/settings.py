@@ -436,6 +436,13 @@ class Config(_Settings):
         "itself.",
         "60",
     )
+    exchange_deadline: float = setting(
+        kinds.SECONDS,
+        600.0,
+        "How many seconds a rank waits for the other ranks where they compare plans (`exchange`); then all "
+        "raise. It must cover the longest cold compile of a rank.",
+        "60",
+    )
     workers: int | None = setting(
         kinds.COUNT,
         None,

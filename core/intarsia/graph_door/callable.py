@@ -23,7 +23,7 @@ from intarsia.host import Host
 from intarsia.interfaces import CompilerSpec, PlatformSpec
 from intarsia.job import CompileJob
 from intarsia.report.events import EventStream
-from intarsia.report.records import with_counters
+from intarsia.report.records import Report, with_counters
 from intarsia.runtime.bound import Forward
 
 if TYPE_CHECKING:
@@ -90,6 +90,11 @@ class GraphCallable(_Serializable):
                 that is not to be found; the message says what.
         """
         return cls(restored(data))
+
+    def report(self) -> Report:
+        """Return the report of the compile; only a compiled graph has one."""
+        assert not isinstance(self.plan, EagerGraph), self.plan.name
+        return self.plan.report()
 
     def __copy__(self) -> GraphCallable:
         """Return itself, as a function does: it holds no weights."""

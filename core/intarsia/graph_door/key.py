@@ -26,6 +26,7 @@ from intarsia.digests import plain_digest
 from intarsia.graph_door.job import GraphJob
 from intarsia.host import Host
 from intarsia.interfaces import PlatformSpec, TensorInfo
+from intarsia.ranks.state import job_factors
 from intarsia.split.encode import Encoded
 from intarsia.split.rules import modules_around
 
@@ -55,6 +56,7 @@ def graph_factors(
     every = list(graph.module.graph.nodes)
     return {
         **chosen_factors(chosen),
+        **job_factors(),
         "graph": plain_digest(structure),
         "graph constants": plain_digest(constants),
         "graph values": plain_digest([_plain(nodes.value_of(n), graph) for n in every]),

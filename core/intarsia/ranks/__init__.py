@@ -1,0 +1,1 @@
+"""Several processes that must have the same plan: the ranks of a job, a parent and its children."""
