@@ -59,7 +59,7 @@ def run(*arguments: str, site: Path | None = None) -> subprocess.CompletedProces
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(f"\n    {name} " in text for name in COMMANDS)
+    assert all(f"\n    {name}" in text for name in COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
