@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from intarsia.interfaces import API_VERSION
     from intarsia.jit import reports
     from intarsia.ranks.exchange import TorchExchange
+    from intarsia.ranks.protocol import Exchange
     from intarsia.static_graph.plain import record
     from intarsia.static_graph.step import current_step, step
 
@@ -44,6 +45,7 @@ __all__ = [
     "Compiled",
     "ConfigError",
     "ContractError",
+    "Exchange",
     "IntarsiaError",
     "MetadataError",
     "MismatchError",
@@ -66,6 +68,7 @@ __all__ = [
 _LAZY = {
     "API_VERSION": "intarsia.interfaces",
     "Compiled": "intarsia.api",
+    "Exchange": "intarsia.ranks.protocol",
     "TorchExchange": "intarsia.ranks.exchange",
     "compile": "intarsia.api",
     "current_step": "intarsia.static_graph.step",

@@ -15,10 +15,11 @@ from intarsia.capture.dynamic import Dynamic
 from intarsia.compiled import Compiled
 from intarsia.config import Config, ResolvedConfig, load_config
 from intarsia.host import Host
-from intarsia.interfaces import Event, Exchange
+from intarsia.interfaces import Event
 from intarsia.job import Job
 from intarsia.ranks.agreement import agreeing
 from intarsia.ranks.checking import PlanCheck, manifest_of
+from intarsia.ranks.protocol import Exchange
 
 __all__ = ["Compiled", "compile", "load"]
 

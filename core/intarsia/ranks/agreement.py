@@ -11,9 +11,9 @@ from attrs import define
 
 from intarsia.digests import plain_digest
 from intarsia.errors import MismatchError
-from intarsia.interfaces import Exchange, RoundEnded
 from intarsia.ranks.difference import Notes, Summary, difference
 from intarsia.ranks.exchange import exchange_of
+from intarsia.ranks.protocol import Exchange, RoundEnded
 from intarsia.report.records import Report
 
 _SHOWN = 3

@@ -15,7 +15,7 @@ from attrs import define
 
 from intarsia import torch_compat
 from intarsia.errors import ConfigError
-from intarsia.interfaces import Exchange, RoundEnded
+from intarsia.ranks.protocol import Exchange, RoundEnded
 
 _COMPLETE = b"complete"
 _SLICE = 1.0
@@ -38,7 +38,7 @@ def exchange_of(given: Any) -> Exchange | None:
         return given
     raise ConfigError(
         f"exchange = {given!r} is no exchange",
-        why="it has not the methods of intarsia.interfaces.Exchange",
+        why="it has not the methods of intarsia.Exchange",
         next_step='Give "torch", a TorchExchange, an object with these methods, or None.',
         subject="exchange",
     )
