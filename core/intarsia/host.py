@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
+
+from attrs import evolve
 
 from intarsia.config import ResolvedConfig, load_config
 from intarsia.config.settings import unknown
@@ -26,6 +28,7 @@ from intarsia.interfaces import (
     SplitRuleSpec,
     StaticGraphSpec,
     StoreSpec,
+    Weights,
 )
 from intarsia.partition_at import partition_ops
 from intarsia.plugin_loading import (
@@ -84,6 +87,23 @@ class Host:
     ) -> None:
         self.config = load_config() if config is None else config
         self._loaded = LoadedPlugins(self.config, extra_plugins, entries)
+        self._settle_weights()
+
+    def _settle_weights(self) -> None:
+        """Let a compiler's option "weights", where it has one, say whether it bakes weights in."""
+        for claims in self._loaded.found[COMPILER.word].values():
+            for place, component in enumerate(claims):
+                spec: CompilerSpec = component.record
+                if "weights" not in spec.options:
+                    continue
+                chosen = self.options(spec)["weights"]
+                if chosen not in get_args(Weights):
+                    raise ConfigError(
+                        f'{spec.name} has no weights = "{chosen}"',
+                        next_step=f"Use {' or '.join(get_args(Weights))}.", subject="weights",
+                    )  # fmt: skip
+                able = evolve(spec.capabilities, weights=chosen)
+                claims[place] = evolve(component, record=evolve(spec, capabilities=able))
 
     @property
     def plugins(self) -> tuple[PluginStatus, ...]:

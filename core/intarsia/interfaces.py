@@ -7,7 +7,7 @@ discover uses strings for everything heavy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -117,6 +117,16 @@ class PieceSignature:
     options: Mapping[str, Any] = Factory(dict)
     """The compiler's own options, defaults filled in."""
     grad: bool = False
+
+    def exported_inputs(self, baked: Collection[int] = ()) -> tuple[int, ...]:
+        """Return which inputs a program of the form "exported" takes: tensors that are not baked in.
+
+        Sizes are none of its inputs: it reads them off the tensors.
+        """
+        return tuple(
+            i for i, value in enumerate(self.inputs)
+            if isinstance(value, TensorInfo) and i not in baked
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Return the signature as JSON-able data."""
@@ -351,7 +361,8 @@ class Capabilities:
     """Whether weights stay inputs or become part of the artifact. A compiler that bakes them gets them
     as `CompileRequest.weights`, in this process only; equal pieces with other weights are compiled each on
     its own, nothing of it is cached, and a weight that is replaced later is a ContractError. A write into a
-    baked weight's memory is not noticed."""
+    baked weight's memory is not noticed. An option "weights" of the compiler, "input" or "bake", decides in
+    the place of this."""
     partitions: tuple[str, ...] = ()
     """Device types on which it can cut its own schedule at operations, after its fusions: with
     `split-by = NAME` it gets the whole graph, and the operations in its option `partition_at`. What it

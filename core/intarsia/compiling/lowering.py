@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from intarsia import torch_compat
 from intarsia.capture import nodes
 from intarsia.compiling.transport import fake_mode_of
 from intarsia.errors import CompileRejected
-from intarsia.interfaces import CompileRequest, Form, PassRun
+from intarsia.interfaces import CompileRequest, Form, IntInfo, PassRun, TensorInfo
 
 
 def lower(request: CompileRequest, form: Form) -> Any:
@@ -25,12 +25,13 @@ def lower(request: CompileRequest, form: Form) -> Any:
     if form == "torch":
         return _rewritten(request) or request.graph  # each compiler has a copy of its own
     made = request._lowered
-    if form not in made:
+    kept = "exported, baked" if form == "exported" and request.weights else form
+    if kept not in made:
         # torch's trace wraps Module.__call__ for the whole process while it runs: where two do so at a time,
         # one wrapper stays for good.
         with torch_compat.tracing_lock():
-            made[form] = _LOWERINGS[form](request)
-    return made[form]
+            made[kept] = _LOWERINGS[form](request)
+    return made[kept]
 
 
 def _rewritten(request: CompileRequest) -> fx.GraphModule | None:
@@ -140,32 +141,70 @@ def _number_placeholders(module: fx.GraphModule) -> None:
 
 
 def _exported(request: CompileRequest) -> Any:
+    """Return the piece as a program of its tensors; sizes are read off them, baked weights are inside."""
     from torch.export import Dim, export
 
     if request.signature.mutated:
         raise CompileRejected("the piece writes to its inputs; exported programs may not")
-    wrapper = _Positional(_rewritten(request) or request.graph)
-    inputs = request.fake_inputs
-    if any(not isinstance(v, torch.Tensor) for v in inputs):
-        raise CompileRejected("the piece takes a size as an input; the exported form takes tensors")
+    baked = request.weights or {}
+    taken = request.signature.exported_inputs(baked)
+    roles = [_role(request, taken, baked, position) for position in range(len(request.fake_inputs))]
+    wrapper = _Exportable(_rewritten(request) or request.graph, roles, baked)
     dims: dict[str, Any] = {}
-    shapes = [_dynamic_dims(info, request, dims, Dim) for info in request.signature.inputs]
-    examples = tuple(_example(v) for v in inputs)
+    shapes = [_dynamic_dims(request.signature.inputs[i], request, dims, Dim) for i in taken]
+    examples = tuple(_example(request.fake_inputs[i]) for i in taken)
     try:
         return export(wrapper, examples, dynamic_shapes=(tuple(shapes),), strict=False)
     except Exception as error:
         raise CompileRejected(f"torch.export: {type(error).__name__}: {error}") from error
 
 
-class _Positional(torch.nn.Module):
-    """A graph as a module with *args, so that `dynamic_shapes` can be a plain tuple."""
+def _role(
+    request: CompileRequest, taken: Sequence[int], baked: Mapping[int, torch.Tensor], position: int
+) -> tuple[Any, ...]:
+    """Say where an input of the graph comes from: a weight, a tensor, a size of one, or a number."""
+    if position in baked:
+        return "weight", position
+    if position in taken:
+        return "tensor", taken.index(position)
+    value, info = request.fake_inputs[position], request.signature.inputs[position]
+    if type(value) is int:
+        return "number", value
+    assert isinstance(info, IntInfo)
+    for number, index in enumerate(taken):
+        tensor = request.signature.inputs[index]
+        assert isinstance(tensor, TensorInfo)
+        if info.expression in tensor.shape:
+            return "size", number, tensor.shape.index(info.expression)
+    raise CompileRejected(
+        f"the piece takes the size {info.expression}, which no tensor of it has; an exported program takes "
+        "tensors alone"
+    )
 
-    def __init__(self, module: fx.GraphModule) -> None:
+
+class _Exportable(torch.nn.Module):
+    """A graph as a module of its tensors: `*args`, so that `dynamic_shapes` can be a plain tuple."""
+
+    def __init__(
+        self, module: fx.GraphModule, roles: Sequence[tuple[Any, ...]],
+        baked: Mapping[int, torch.Tensor],
+    ) -> None:  # fmt: skip
         super().__init__()
         self.graph_module = fx.GraphModule(module, module.graph)
+        self.roles = roles
+        for position, weight in baked.items():
+            self.register_buffer(f"weight{position}", weight.detach())
 
     def forward(self, *args: Any) -> Any:
-        return self.graph_module(*args)
+        return self.graph_module(*(self._value(role, args) for role in self.roles))
+
+    def _value(self, role: tuple[Any, ...], args: Sequence[Any]) -> Any:
+        kind, *where = role
+        if kind == "weight":
+            return getattr(self, f"weight{where[0]}")
+        if kind == "number":
+            return where[0]
+        return args[where[0]] if kind == "tensor" else args[where[0]].shape[where[1]]
 
 
 def _dynamic_dims(info: Any, request: CompileRequest, dims: dict[str, Any], dim: Any) -> Any:

@@ -185,6 +185,27 @@ def _refusal(subject: Subject, folder: Path) -> None:
             assert all(a.reason for a in refused), "a refusal has no reason"
 
 
+def _supports(subject: Subject, folder: Path) -> None:
+    """Asked operation by operation, it answers, and what it says that it takes it takes."""
+    resolved, host = subject.host(
+        compilers=[subject.name, "eager"], split_by_support=[subject.name]
+    )
+    custom = _CASES["custom-op"].make()
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return custom(x.sigmoid()).tanh()
+
+    args = _CASES["custom-op"].inputs(subject.device, 4)
+    made = intarsia.compile(function, tuple(args), config=resolved, host=host)
+    agree(subject, made, function, args)
+    boxes = [
+        b for piece in made.report.piece_reports if piece.kind == "compiled" for b in piece.boxes
+    ]
+    assert any(box.compiler == subject.name for box in boxes), (
+        f"it was given nothing: its supports() takes none of {[p.ops for p in made.report.piece_reports]}"
+    )
+
+
 def _second_piece(subject: Subject, folder: Path) -> None:
     """Two pieces of one model: what one returns is what the next takes."""
     function = _CASES["custom-op"].make()
@@ -217,6 +238,7 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     Requirement("factors", "", "its identity is the same every time", _factors),
     Requirement("leaves-no-trace", "", "settings of the process stay as they were", _alone_in_a_process),
     Requirement("refusal", "", "what it refuses goes to the next compiler, with a reason", _refusal),
+    Requirement("supports", "", "it says of each operation whether it takes it", _supports),
     Requirement("artifact", "artifacts", "a second process loads what the first compiled", _artifact),
     Requirement("packed", "artifacts", "so does one that unpacked it", _packed),
 )  # fmt: skip
