@@ -106,7 +106,7 @@ for rows in (4, 1, 9):
 print(made.explain())
 """
 ROUTES = """
-split_at = ["torch.cumsum"]
+split-at = ["torch.cumsum"]
 compilers = ["eager"]
 
 [[route]]
