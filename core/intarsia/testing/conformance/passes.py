@@ -81,8 +81,15 @@ def _work_together(subject: Subject, folder: Path) -> None:
 def _agrees(subject: Subject, case: GraphCase, names: list[str]) -> None:
     specs, host = _specs(subject)
     inductor = any(s.stage.startswith("inductor") for s in specs if s.name in names)
+    defaults = host.choose_platform(
+        subject.device
+    ).passes  # on already, where the plugin has a platform
+    chosen = {
+        "enable": [name for name in names if name not in defaults],
+        "disable": [spec.name for spec in specs if spec.name not in names],
+    }
     resolved, host = subject.host(
-        compilers=["inductor" if inductor else "eager"], passes={"enable": names}, strict=True
+        compilers=["inductor" if inductor else "eager"], passes=chosen, strict=True
     )
     function = case.make()
     if hasattr(function, "to"):
