@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ def run(*command: str, cwd: Path, **environ: str) -> str:
 def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One distribution of each kind, as written."""
     work = tmp_path_factory.mktemp("new")
-    return {kind: write(kind, name, work / kind)[0] for kind, name in NAMES.items()}
+    return {kind: write(kind, name, work / name)[0] for kind, name in NAMES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +63,33 @@ def test_they_are_found_and_load(site: Path) -> None:
     assert {row[4] for row in found.values()} == {"loaded"}
 
 
-def test_their_own_tests_pass(projects: dict[str, Path], site: Path) -> None:
+def own_tests(projects: dict[str, Path], site: Path, *chosen: str) -> str:
+    """Run tests of the distributions; return the line that counts them."""
     said = run(
         *("pytest", "-q", "-c", os.devnull, "-p", "no:cacheprovider", "-p", "no:xdist"),
-        *(str(folder / "tests") for folder in projects.values()),
+        *("--import-mode=importlib", *chosen, *(str(f / "tests") for f in projects.values())),
         cwd=site,
         PYTHONPATH=str(site),
     )
-    assert said.splitlines()[-1].startswith("13 passed in ")
+    return said.splitlines()[-1]
+
+
+def test_their_own_tests_pass(projects: dict[str, Path], site: Path) -> None:
+    said = own_tests(projects, site, "-k", "not conformance or artifact or identity")
+    assert re.match(r"15 passed, \d+ deselected in ", said)
+
+
+@pytest.mark.slow
+def test_they_pass_the_conformance_kit(projects: dict[str, Path], site: Path) -> None:
+    said = own_tests(projects, site, "-k", "conformance")
+    assert re.match(r"\d\d passed, 13 deselected in ", said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_command_says_that_they_conform(kind: str, site: Path) -> None:
+    said = run("intarsia.cli", "conformance", NAMES[kind], cwd=site, PYTHONPATH=str(site))
+    assert said.splitlines()[-1].endswith(", 0 failed")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -47,6 +47,7 @@ def run(options: Namespace) -> int:
     print(f"{folder}:")
     print("\n".join(f"  {file}" for file in files))
     print(f'\nNext:\n  cd {folder}\n  pip install -e ".[test]"\n  intarsia plugins\n  pytest')
+    print(f"  intarsia conformance {options.name}")
     return 0
 
 
