@@ -88,9 +88,7 @@ def _agrees(subject: Subject, case: GraphCase, names: list[str]) -> None:
         "enable": [name for name in names if name not in defaults],
         "disable": [spec.name for spec in specs if spec.name not in names],
     }
-    resolved, host = subject.host(
-        compilers=["inductor" if inductor else "eager"], passes=chosen
-    )
+    resolved, host = subject.host(compilers=["inductor" if inductor else "eager"], passes=chosen)
     function = case.make()
     if hasattr(function, "to"):
         function = function.to(subject.device)
