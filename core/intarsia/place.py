@@ -35,10 +35,12 @@ def effective_settings(
     """Return the platform for some tensors, and the settings with its defaults and plugins' changes.
 
     Raises:
-        ConfigError, PluginError: there is no usable platform, or a plugin wants to override the user.
+        ConfigError, PluginError: there is no usable platform, the one that config names is for another device
+            type, or a plugin wants to override the user.
     """
     kind, index = device_of(tensors)
     platform = host.choose_platform(kind or "cpu")
+    _refuse_elsewhere(resolved, platform, kind)
     defaults = dict(platform.config_defaults)
     if defaults:
         resolved = resolved.with_layer(defaults, f"platform {platform.name}")
@@ -73,6 +75,17 @@ def device_of(tensors: Sequence[torch.Tensor]) -> tuple[str | None, int | None]:
             )
         return types.pop(), indices[0] if indices else None
     return ("cpu" if kinds else None), None
+
+
+def _refuse_elsewhere(resolved: ResolvedConfig, platform: PlatformSpec, kind: str | None) -> None:
+    if kind in (None, platform.device_type):
+        return
+    raise ConfigError(
+        f'platform = "{platform.name}" ({resolved.origin("platform")}) cannot serve a model on {kind}',
+        why=f"it is for the device type {platform.device_type}",
+        next_step=f'Move the model and its inputs, or leave platform at "auto": the one for {kind} is taken.',
+        subject="platform",
+    )
 
 
 def check_names(config: Config, host: Host) -> None:

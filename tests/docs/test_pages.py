@@ -55,7 +55,7 @@ def test_plugin_of_the_readme_has_14_lines_at_most() -> None:
 
 
 def test_plugin_of_the_readme_works(tmp_path: Path) -> None:
-    (toml,) = (block for _, block in snippets("toml") if "intarsia-shout" in block)
+    toml = next(block for _, block in snippets("toml") if "intarsia-shout" in block)
     plugins = tomllib.loads(toml)["project"]["entry-points"]["intarsia"]
     write_distribution(tmp_path, "intarsia-shout", plugins, {"intarsia_shout": readme_plugin()})
     tmp_path.joinpath("model.py").write_text(

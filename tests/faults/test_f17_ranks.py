@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,17 @@ def test_a_plan_with_the_rank_in_it_is_not_the_other_ranks(job: Any) -> None:
 
 def test_ranks_agree_through_torch_compile(job: Any) -> None:
     assert all("ok" in rank for rank in job["jit"]), job["jit"]
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks_is_a_miss(tmp_path: Path) -> None:
+    for name in ("alone", "both"):
+        (tmp_path / name).mkdir()
+    alone = start(tmp_path / "alone", "cpu", ["asks_for_rank"], size=1)
+    assert alone["asks_for_rank"][0]["ok"]["captures"] == [1, 0]
+    shutil.copytree(tmp_path / "alone" / "asks", tmp_path / "both" / "asks")
+    both = start(tmp_path / "both", "cpu", ["asks_for_rank"])
+    assert [rank["ok"]["captures"] for rank in both["asks_for_rank"]] == [[1, 0], [1, 0]]
 
 
 @pytest.mark.slow

@@ -52,6 +52,12 @@ def test_wheel_has_every_module_and_nothing_else(wheel: zipfile.ZipFile) -> None
     assert all(top == "intarsia" or top.startswith("intarsia_") for top in tops)
 
 
+def test_wheel_has_the_templates(wheel: zipfile.ZipFile) -> None:
+    templates = {str(file.relative_to(ROOT / "core")) for file in (ROOT / "core").rglob("*.tmpl")}
+    assert templates
+    assert {name for name in wheel.namelist() if name.endswith(".tmpl")} == templates
+
+
 def test_every_package_is_marked_as_typed(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     packages = {name.split("/")[0] for name in names if ".dist-info" not in name}

@@ -129,3 +129,23 @@ def test_a_rule_of_the_platform_that_has_nothing_to_cut_is_no_warning() -> None:
     assert made().report.pieces == 2
     assert not made().report.warnings
     assert "torch.sinh" in str(made(split_at=["torch.sigmoid", "torch.sinh"]).report.warnings)
+
+
+def test_a_platform_for_another_device_than_the_models_is_refused() -> None:
+    class Elsewhere:
+        intarsia_api_version = (1, 0)
+        __name__ = "elsewhere"
+
+        @staticmethod
+        def intarsia_platforms() -> list[PlatformSpec]:
+            """Return a device that no tensor is on."""
+            return [PlatformSpec(name="elsewhere", device_type="meta")]
+
+    config = load_config(None, environ={}, platform="elsewhere", compilers=["eager"])
+    with pytest.raises(
+        intarsia.ConfigError, match='platform = "elsewhere" .code. cannot serve a model on cpu'
+    ):
+        intarsia.compile(
+            torch.nn.Linear(4, 4), (torch.randn(2, 4),), config=config,
+            host=Host(config, extra_plugins=[Elsewhere()]),
+        )  # fmt: skip

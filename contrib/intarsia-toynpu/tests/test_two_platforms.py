@@ -98,3 +98,9 @@ def test_tensors_of_a_model_on_the_device_are_refused_on_the_host() -> None:
     with pytest.raises(intarsia.IntarsiaError, match="toynpu"):
         made(ids(4))
     made.close()
+
+
+def test_a_model_on_the_device_is_not_compiled_for_another_platform() -> None:
+    model = decoder(layers=1).to("toynpu")
+    with pytest.raises(intarsia.ConfigError, match='platform = "cpu" .* a model on toynpu'):
+        intarsia.compile(model, (ids(4).to("toynpu"),), cache=False, platform="cpu")

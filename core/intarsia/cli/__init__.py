@@ -34,6 +34,7 @@ COMMANDS = {
     "bench": "time a model: eager, torch.compile, intarsia",
     "conformance": "run the conformance kit over a compiler, platform or other component",
     "cache": "list, explain, check, collect and carry the entries of the compile cache",
+    "new": "write a distribution with a plugin that works, to start from",
 }
 """Subcommand -> what it is for; the module of each has its name."""
 

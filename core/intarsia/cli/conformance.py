@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from intarsia import __version__
@@ -53,6 +53,10 @@ def run(options: Namespace) -> int:
             for o in outcomes
         ),
     )  # fmt: skip
+    able = capabilities(outcomes)
+    if able:
+        print()
+        print_table(("capability", ""), able.items())
     for outcome in failed:
         print(f"\n{outcome.name} failed: {outcome.detail}")
     refused = sum(outcome.status == "refused" for outcome in outcomes)
@@ -62,6 +66,21 @@ def run(options: Namespace) -> int:
     return 1 if failed else 0
 
 
+def capabilities(outcomes: Iterable[Outcome]) -> dict[str, str]:
+    """Return what a component can do: "yes", "no", "partly" (some of it is refused) or "FAILED"."""
+    found: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.capability:
+            found.setdefault(outcome.capability, []).append(_SHOWN[outcome.status])
+    return {name: _summed(said) for name, said in found.items()}
+
+
+def _summed(said: list[str]) -> str:
+    if "FAILED" in said:
+        return "FAILED"
+    return said[0] if len(set(said)) == 1 else "partly"
+
+
 def _data(subject: Subject, outcomes: tuple[Outcome, ...]) -> Mapping[str, Any]:
     import torch
 
@@ -69,6 +88,7 @@ def _data(subject: Subject, outcomes: tuple[Outcome, ...]) -> Mapping[str, Any]:
         "kind": subject.kind, "name": subject.name, "device": subject.device,
         "intarsia": __version__, "torch": torch.__version__,
         "ok": all(outcome.status != "failed" for outcome in outcomes),
+        "capabilities": capabilities(outcomes),
         "outcomes": [outcome.to_dict() for outcome in outcomes],
     }  # fmt: skip
 

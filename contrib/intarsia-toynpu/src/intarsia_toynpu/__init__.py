@@ -25,9 +25,9 @@ def intarsia_platforms() -> list[PlatformSpec]:
         PlatformSpec(
             name="toynpu",
             device_type="toynpu",
-            available="intarsia_toynpu.device:available",
-            traits="intarsia_toynpu.device:traits",
-            device="intarsia_toynpu.device:NpuOps",
+            available="intarsia_toynpu.platform:available",
+            traits="intarsia_toynpu.platform:traits",
+            device="intarsia_toynpu.platform:NpuOps",
             compilers=("toynpu", "eager"),
             rules=("toynpu-attention",),
             passes=("toynpu-swiglu",),

@@ -1,4 +1,4 @@
-"""The device "toynpu" in torch, and what intarsia asks of it.
+"""The device "toynpu" in torch.
 
 Torch registers it at the end of `import torch`, through the entry point in the group `torch.backends`;
 where that is switched off (`TORCH_DEVICE_BACKEND_AUTOLOAD=0`), `register()` does it.
@@ -7,8 +7,6 @@ where that is switched off (`TORCH_DEVICE_BACKEND_AUTOLOAD=0`), `register()` doe
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,8 +24,8 @@ class BackendModule:
 
     @staticmethod
     def is_initialized() -> bool:
-        """Say yes: there is nothing to initialise."""
-        return True
+        """Say whether the device has been used: it has nothing else to begin with."""
+        return memory.reserved_bytes() > 0
 
     @staticmethod
     def is_available() -> bool:
@@ -97,99 +95,3 @@ def _restored(storage: Any, location: str) -> torch.UntypedStorage | None:
         return None
     host = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
     return host.to(NAME).untyped_storage()
-
-
-# ------------------------------------------------------------------------- what the platform is made of
-
-
-def available() -> Any:
-    """Say whether the device can be used in this process."""
-    from intarsia.interfaces import Decision
-
-    if not _kept:
-        return Decision(False, "torch does not have it: call intarsia_toynpu.device.register()")
-    return Decision(True, "1 device")
-
-
-def traits(device: int | None) -> Mapping[str, str]:
-    """Return what programs depend on: the version of the instruction set."""
-    from intarsia_toynpu.program import INSTRUCTION_SET
-
-    return {"instruction-set": INSTRUCTION_SET}
-
-
-class NpuOps:
-    """What intarsia does to the device. Every launch is done when it returns: nothing waits.
-
-    `torch.accelerator` has no streams and events for a device in Python.
-    """
-
-    def __init__(self, index: int | None) -> None:
-        self.index = index
-
-    def synchronize(self) -> None:
-        """Return at once."""
-
-    def event(self) -> NpuEvent:
-        """Return a timing event."""
-        return NpuEvent()
-
-    def stream(self) -> NpuStream:
-        """Return a stream: an order of work, which the device has one of."""
-        return NpuStream()
-
-    def memory(self) -> Mapping[str, int]:
-        """Return bytes."""
-        reserved = memory.reserved_bytes()
-        return {
-            "allocated": memory.MEMORY.allocated,
-            "reserved": reserved,
-            "free": memory.DEVICE_BYTES - reserved,
-        }
-
-    def empty_cache(self) -> None:
-        """Give back the memory that no tensor owns."""
-        memory.MEMORY.trim()
-
-    def device_count(self) -> int:
-        """Return 1."""
-        return 1
-
-    def guard(self, index: int) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the only device is current."""
-        return contextlib.nullcontext()
-
-
-class NpuStream:
-    """A side stream."""
-
-    def __enter__(self) -> NpuStream:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        return None
-
-    def synchronize(self) -> None:
-        """Return at once."""
-
-
-class NpuEvent:
-    """A moment on the device."""
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-
-    def record(self, stream: Any = None) -> None:
-        """Note the time."""
-        self._seconds = time.perf_counter()
-
-    def elapsed_time(self, other: NpuEvent) -> float:
-        """Return the milliseconds from this event to another."""
-        return (other._seconds - self._seconds) * 1e3
-
-    def query(self) -> bool:
-        """Say that it has happened."""
-        return True
-
-    def synchronize(self) -> None:
-        """Return at once."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import subprocess
 import sys
-import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -73,23 +76,29 @@ def _weights_written(subject: Subject, folder: Path) -> None:
 
 
 def _threads(subject: Subject, folder: Path) -> None:
-    """Two threads compile and call different functions."""
-    errors: list[BaseException] = []
-
-    def work(case: GraphCase) -> None:
-        try:
-            _case(subject, folder, case)
-        except BaseException as error:
-            errors.append(error)
-
+    """Several threads compile and call different functions."""
     cases = [_CASES[name] for name in ("block", "elementwise", "several-results")]
-    threads = [threading.Thread(target=work, args=(case,)) for case in cases]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    _together([functools.partial(_case, subject, folder, case) for case in cases])
+
+
+def _calls_at_a_time(subject: Subject, folder: Path) -> None:
+    """Several threads call one compiled function, each with numbers of its own."""
+    compiled, function = compile_case(subject, BLOCK)
+    calls = [[BLOCK.inputs(subject.device, 4) for _ in range(8)] for _ in range(3)]
+    agree(subject, compiled, function, calls[0][0])
+
+    def work(mine: Sequence[Sequence[Any]]) -> None:
+        for args in mine:
+            agree(subject, compiled, function, args)
+
+    _together([functools.partial(work, mine) for mine in calls])
+
+
+def _together(functions: Sequence[Callable[[], None]]) -> None:
+    """Run functions in threads, and raise the first error."""
+    with ThreadPoolExecutor(len(functions)) as threads:
+        for running in [threads.submit(function) for function in functions]:
+            running.result()
 
 
 def _factors(subject: Subject, folder: Path) -> None:
@@ -101,9 +110,38 @@ def _factors(subject: Subject, folder: Path) -> None:
     device = 0 if subject.device not in ("cpu",) else None
     one, other = (make(host.options(spec), device).factors() for _ in range(2))
     assert one == other, f"factors() is {one} and then {other}"
-    if one is not None:
-        wrong = [k for k, v in one.items() if not isinstance(k, str) or not isinstance(v, str)]
-        assert not wrong, f"factors() has {wrong[0]!r}, which is no text"
+    if one is None:
+        return
+    wrong = [k for k, v in one.items() if not isinstance(k, str) or not isinstance(v, str)]
+    assert not wrong, f"factors() has {wrong[0]!r}, which is no text"
+    for seed in ("1", "2"):  # Python's hashes of texts differ, and with them the order of sets
+        code = _FACTORS.replace("DEVICE", repr(device))
+        there = _in_another_process(subject, code, environ={"PYTHONHASHSEED": seed})
+        assert there == dict(one), f"factors() is {one}, and in another process {there}"
+
+
+_FACTORS = """
+import json, sys
+from intarsia.references import resolve_reference
+from intarsia.testing.conformance.subject import Subject
+subject = Subject.from_json(sys.stdin.read())
+_, host = subject.host()
+spec = host.compiler(subject.name)
+made = resolve_reference(spec.factory, owner=spec.name)(host.options(spec), DEVICE)
+print(json.dumps(dict(made.factors())))
+"""
+
+
+def _in_another_process(
+    subject: Subject, code: str, *args: str, environ: Mapping[str, str] = MappingProxyType({})
+) -> Any:
+    """Run code that has the subject on its standard input; return the JSON that it prints last."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args], input=subject.to_json(), text=True,
+        capture_output=True, timeout=subject.deadline, check=False, env={**os.environ, **environ},
+    )  # fmt: skip
+    assert done.returncode == 0, f"a second process failed: {done.stderr[-1500:]}"
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _artifact(subject: Subject, folder: Path) -> None:
@@ -140,12 +178,7 @@ warm_start(Subject.from_json(sys.stdin.read()), sys.argv[1])
 
 
 def _start_warm(subject: Subject, cache: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _WARM, str(cache)], input=subject.to_json(), text=True,
-        capture_output=True, timeout=subject.deadline, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, f"a second process failed: {done.stderr[-1500:]}"
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = _in_another_process(subject, _WARM, str(cache))
     assert found["compiler_calls"] == 0, f"a second process compiled again: {found}"
 
 
@@ -156,10 +189,27 @@ def warm_start(subject: Subject, cache: str) -> None:
     print(json.dumps({"compiler_calls": compiled.report.compiler_calls}))
 
 
+_FOUND = """
+import json, sys
+from intarsia.testing.conformance.subject import Subject
+subject = Subject.from_json(sys.stdin.read())
+_, host = subject.host()
+host.compiler(subject.name, usable=False)
+print(json.dumps("torch" in sys.modules))
+"""
+
+
+def _is_found_without_torch(subject: Subject, folder: Path) -> None:
+    """The module that an entry point names is imported by whoever lists plugins: it has to be light."""
+    if subject.plugins:
+        return  # a function that returns plugins is no entry point
+    assert not _in_another_process(subject, _FOUND), (
+        'the plugin\'s module imports torch: name what needs it as "module:name"'
+    )
+
+
 def _alone_in_a_process(subject: Subject, folder: Path) -> None:
     """Compiling leaves torch's settings, the working folder and the environment as they were."""
-    import os
-
     before = (dict(os.environ), Path.cwd(), torch.get_num_threads(), torch.get_default_dtype(),
               torch.is_grad_enabled())  # fmt: skip
     _case(subject, folder, BLOCK)
@@ -234,8 +284,10 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     Requirement("two-pieces", "", "two pieces of one model around an operator", _second_piece),
     Requirement("weights-replaced", "", "a replaced weight is used, or the call raises", _weights_replaced),
     Requirement("weights-written", "live-weights", "a write into a weight's memory counts", _weights_written),
-    Requirement("threads", "", "two threads compile different functions", _threads),
-    Requirement("factors", "", "its identity is the same every time", _factors),
+    Requirement("threads", "", "several threads compile different functions", _threads),
+    Requirement("calls-at-a-time", "", "several threads call one compiled function", _calls_at_a_time),
+    Requirement("factors", "", "its identity is the same every time, in every process", _factors),
+    Requirement("discovery", "", "finding it imports no torch", _is_found_without_torch),
     Requirement("leaves-no-trace", "", "settings of the process stay as they were", _alone_in_a_process),
     Requirement("refusal", "", "what it refuses goes to the next compiler, with a reason", _refusal),
     Requirement("supports", "", "it says of each operation whether it takes it", _supports),

@@ -9,6 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 import intarsia
+from intarsia.runtime.memory import copied
 from intarsia.testing.conformance.graphs import GraphCase
 from intarsia.testing.conformance.subject import Subject
 
@@ -79,17 +80,7 @@ def results(compiled: Any, args: Sequence[Any]) -> list[torch.Tensor]:
 
 def _copies(args: Sequence[Any]) -> list[Any]:
     """Return copies that lie in memory as the originals do, and share it with each other as they do."""
-    storages: dict[int, Any] = {}
-    found: list[Any] = []
-    for value in args:
-        if not isinstance(value, torch.Tensor):
-            found.append(value)
-            continue
-        storage = value.untyped_storage()
-        copy = storages.setdefault(storage.data_ptr(), storage.clone())
-        made = torch.empty(0, dtype=value.dtype, device=value.device)
-        found.append(made.set_(copy, value.storage_offset(), value.shape, value.stride()))
-    return found
+    return copied(args, range(len(args)))
 
 
 def _same(subject: Subject, made: Any, expected: Any, what: str) -> None:

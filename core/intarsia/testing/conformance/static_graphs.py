@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from attrs import evolve
 from torch import Tensor, nn
 
 import intarsia
@@ -16,6 +17,8 @@ __all__ = ["REQUIREMENTS"]
 
 CUT = "intarsia_conformance::attend"
 _LIBRARY = torch.library.Library("intarsia_conformance", "FRAGMENT")
+MADE: list[Any] = []
+"""What a requirement compiled, which is closed at its end: a device may have little that recordings take."""
 FAULT: dict[str, bool] = {"raise": False}
 """Whether the operator raises: a fault in the middle of a recording."""
 
@@ -62,6 +65,7 @@ def _made(
     compiled = intarsia.compile(
         model, _inputs(subject, 2), dynamic={"x": {0: "n"}}, config=resolved, host=host
     )
+    MADE.append(compiled)
     return compiled, model
 
 
@@ -77,8 +81,10 @@ def _record(subject: Subject, compiled: Any, *sizes: int, **more: Any) -> Any:
 
 
 def _recorded(subject: Subject, compiled: Any, *sizes: int) -> None:
+    """Record sizes; the largest must be, and others may be dropped where the device has no more room."""
     table = _record(subject, compiled, *sizes)
     wrong = [row for row in table.rows if row.status != "recorded"]
+    wrong = [row for row in wrong if row.status != "dropped" or row.sizes["n"] == max(sizes)]
     assert not wrong, f"it was not recorded: {wrong[0].reason}"
 
 
@@ -220,7 +226,20 @@ def _frozen(subject: Subject, folder: Path) -> None:
     assert compiled.report.recordings == recordings, "something was recorded after freeze()"
 
 
-REQUIREMENTS: tuple[Requirement, ...] = (
+def _closing(run: Callable[[Subject, Path], None]) -> Callable[[Subject, Path], None]:
+    """Return a requirement that closes what it compiled, whatever came of it."""
+
+    def closing(subject: Subject, folder: Path) -> None:
+        try:
+            run(subject, folder)
+        finally:
+            while MADE:
+                MADE.pop().close()
+
+    return closing
+
+
+_ALL = (
     Requirement("piecewise", "", "pieces are replayed on inputs that are elsewhere", _replays),
     Requirement("full", "", "a whole forward is replayed", _replays_whole),
     Requirement("results", "", "results that a caller holds stay", _results_stay),
@@ -231,3 +250,5 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     Requirement("shared-pool", "", "two models record into one pool", _two_models),
     Requirement("frozen", "", "nothing is recorded after freeze()", _frozen),
 )  # fmt: skip
+
+REQUIREMENTS: tuple[Requirement, ...] = tuple(evolve(one, run=_closing(one.run)) for one in _ALL)
