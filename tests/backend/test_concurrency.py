@@ -185,6 +185,8 @@ def test_a_compile_leaves_environment_and_torch_as_they_were(name: str) -> None:
 
 
 def test_a_model_without_modules_hooks_leaves_none_behind() -> None:
+    import gc
+
     from torch.nn.modules import module as hooks
 
     def count() -> int:
@@ -193,6 +195,7 @@ def test_a_model_without_modules_hooks_leaves_none_behind() -> None:
             if name.startswith("_global_") and isinstance(getattr(hooks, name), dict)
         )  # fmt: skip
 
+    gc.collect()  # models of tests before this one take theirs along
     before = count()
     model = by_name("consumers").build()
     compiled = intarsia.compile(model, args=(randn(6, 4),), compilers=["eager"])
@@ -203,8 +206,6 @@ def test_a_model_without_modules_hooks_leaves_none_behind() -> None:
         compiled(randn(6, 4))
     compiled = intarsia.compile(model, args=(randn(6, 4),), compilers=["eager"])
     del compiled
-    import gc
-
     gc.collect()
     assert count() == before, "a compiled model that is dropped takes its hooks along"
 
