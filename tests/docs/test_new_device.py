@@ -58,3 +58,16 @@ def test_the_page_has_a_step_for_each_part() -> None:
     assert {kind.rpartition("/")[2] for kind, _, _ in BLOCKS if kind != "try:"} == {
         "__init__.py", "compiler.py", "device.py", "graphs.py", "platform.py", "rewriting.py",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["platform", "static-graph"])
+def test_the_device_of_the_page_passes_the_kit(kind: str, tmp_path: Path) -> None:
+    install(tmp_path, len(BLOCKS))
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": path, "TORCH_DEVICE_BACKEND_AUTOLOAD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "intarsia.cli", "conformance", "toynpu", "--kind", kind],
+        capture_output=True, text=True, check=False, cwd=tmp_path, env=env,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
