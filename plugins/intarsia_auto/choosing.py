@@ -21,7 +21,9 @@ from intarsia.interfaces import (
     OtherCompilers,
     PieceSignature,
 )
-from intarsia_auto.inputs import CannotMake, copies, random_inputs, sizes
+from intarsia.runtime.memory import copied
+from intarsia.runtime.verify import difference
+from intarsia_auto.inputs import CannotMake, random_inputs, sizes
 
 WARM_UPS = 2
 
@@ -137,7 +139,7 @@ class AutoCompiler:
         try:
             inputs = random_inputs(request, symbols)
             with torch.no_grad():
-                given = copies(inputs, request.signature.mutated)
+                given = copied(inputs, request.signature.mutated)
                 expected = list(request.graph(*given))
         except (
             Exception
@@ -196,10 +198,8 @@ def _check(
     one: Candidate, inputs: Sequence[Any], expected: Sequence[Any], request: CompileRequest
 ) -> None:
     """Note as a problem what a candidate returns or writes that is not eager's."""
-    from intarsia.runtime.verify import difference
-
     assert one.result is not None
-    given = copies(inputs, request.signature.mutated)
+    given = copied(inputs, request.signature.mutated)
     try:
         with torch.no_grad():
             found = list(one.result.run(given))
@@ -230,7 +230,7 @@ def _time(
                 end = time.perf_counter() + budget
             for one in left:
                 assert one.result is not None
-                given = copies(inputs, written)
+                given = copied(inputs, written)
                 ops.synchronize()
                 start = time.perf_counter()
                 one.result.run(given)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from intarsia.interfaces import CompileRequest, IntInfo, TensorInfo
+from intarsia.sizes import size_function
 
 LARGEST = 2048
 """A symbol without a hint gets the top of its range, or this where the range goes on."""
-
-_FUNCTIONS = {"FloorDiv": lambda a, b: a // b, "CleanDiv": lambda a, b: a // b,
-              "Mod": lambda a, b: a % b, "PythonMod": lambda a, b: a % b,
-              "CeilDiv": lambda a, b: -(-a // b), "Max": max, "Min": min}  # fmt: skip
 
 
 class CannotMake(Exception):
@@ -51,22 +48,6 @@ def random_inputs(request: CompileRequest, symbols: Mapping[str, int]) -> list[A
             device = torch.device(info.device_type, request.device)
         made.append(_tensor(info, symbols, device, generator, storages))
     return made
-
-
-def copies(inputs: Sequence[Any], written: Sequence[int]) -> list[Any]:
-    """Return inputs of which those that are written to, and all that share their memory, are copies."""
-    stored = {inputs[i].untyped_storage().data_ptr() for i in written}
-    fresh: dict[int, torch.UntypedStorage] = {}
-    return [_copy(value, stored, fresh) for value in inputs]
-
-
-def _copy(value: Any, stored: set[int], fresh: dict[int, torch.UntypedStorage]) -> Any:
-    if not isinstance(value, torch.Tensor) or value.untyped_storage().data_ptr() not in stored:
-        return value
-    storage = value.untyped_storage()
-    own = fresh.setdefault(storage.data_ptr(), storage.clone())
-    shell = torch.empty(0, dtype=value.dtype, device=value.device)
-    return shell.set_(own, value.storage_offset(), value.size(), value.stride())
 
 
 def _tensor(
@@ -106,6 +87,6 @@ def _number(value: int | str, symbols: Mapping[str, int]) -> int:
     if isinstance(value, int):
         return value
     try:
-        return int(eval(value, {"__builtins__": {}}, {**_FUNCTIONS, **symbols}))
+        return size_function(value, symbols)(symbols)
     except Exception as error:
         raise CannotMake(f"the size {value} has no value here: {error}") from error

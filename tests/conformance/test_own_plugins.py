@@ -18,7 +18,7 @@ from intarsia.testing.suites import (
 )
 
 EVERYTHING = {
-    "artifacts", "bfloat16", "booleans", "custom-ops", "dynamic-shapes", "float16", "float64",
+    "artifacts", "attention", "bfloat16", "booleans", "custom-ops", "dynamic-shapes", "float16", "float64",
     "integers", "live-weights", "mutation", "overlap", "several-symbols", "strides", "views",
 }  # fmt: skip
 

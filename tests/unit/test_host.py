@@ -454,6 +454,18 @@ def test_options_are_checked_and_defaults_filled_in(make_host: MakeHost) -> None
         wrong.options(wrong.compiler("x"))
 
 
+def test_the_option_weights_says_whether_a_compiler_bakes_them(make_host: MakeHost) -> None:
+    toy = plugin(compilers=lambda: [spec("x", options={"weights": Option("input", str)})])
+    made = {
+        chosen: make_host(toy, options={"x": {"weights": chosen}}) for chosen in ("input", "bake")
+    }
+    for chosen, host in made.items():
+        assert host.compiler("x").capabilities.weights == chosen
+        assert host.provider(host.compiler("x"))
+    with pytest.raises(ConfigError, match='x has no weights = "melt"'):
+        make_host(toy, options={"x": {"weights": "melt"}})
+
+
 def test_a_compiler_and_a_backend_of_one_name_share_a_table_of_options(make_host: MakeHost) -> None:
     backend = StaticGraphSpec("x", object, options={"slots": Option(4, int)})
     toy = plugin(

@@ -12,6 +12,15 @@ pytestmark = pytest.mark.contrib
 class TestIREE(CompilerSuite):
     name = "iree"
     opened = {
-        "artifacts", "booleans", "dynamic-shapes", "float16", "integers", "live-weights",
-        "overlap", "several-symbols", "strides",
-    }  # fmt: skip
+        "artifacts",
+        "attention",
+        "baked-weights",
+        "booleans",
+        "dynamic-shapes",
+        "float16",
+        "integers",
+        "live-weights",
+        "overlap",
+        "several-symbols",
+        "strides",
+    }

@@ -12,6 +12,16 @@ pytestmark = pytest.mark.contrib
 class TestONNXRuntime(CompilerSuite):
     name = "onnxruntime"
     opened = {
-        "artifacts", "booleans", "dynamic-shapes", "float16", "float64", "integers", "live-weights",
-        "overlap", "several-symbols", "strides",
-    }  # fmt: skip
+        "artifacts",
+        "attention",
+        "baked-weights",
+        "booleans",
+        "dynamic-shapes",
+        "float16",
+        "float64",
+        "integers",
+        "live-weights",
+        "overlap",
+        "several-symbols",
+        "strides",
+    }

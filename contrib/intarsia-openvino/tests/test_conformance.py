@@ -12,6 +12,17 @@ pytestmark = pytest.mark.contrib
 class TestOpenVINO(CompilerSuite):
     name = "openvino"
     opened = {
-        "artifacts", "bfloat16", "booleans", "dynamic-shapes", "float16", "float64", "integers",
-        "live-weights", "overlap", "several-symbols", "strides",
-    }  # fmt: skip
+        "artifacts",
+        "attention",
+        "baked-weights",
+        "bfloat16",
+        "booleans",
+        "dynamic-shapes",
+        "float16",
+        "float64",
+        "integers",
+        "live-weights",
+        "overlap",
+        "several-symbols",
+        "strides",
+    }

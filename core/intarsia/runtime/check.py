@@ -7,19 +7,16 @@ returns an alias of its input corrupts later results.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from attrs import field, frozen
 
-from intarsia import torch_compat
 from intarsia.dtypes import dtype_name
 from intarsia.errors import MetadataError
 from intarsia.interfaces import IntInfo, PieceSignature, TensorInfo, ValueInfo
-
-Size = Callable[[Mapping[str, int]], int]
+from intarsia.sizes import Size, size_function
 
 
 @frozen
@@ -128,9 +125,9 @@ class CheckedCallable:
         if size in symbols:
             return symbols[size]
         if size not in self.sizes:
-            self.sizes[size] = _compiled(size, self.signature)
+            self.sizes[size] = size_function(size, self.signature.box)
         try:
-            return int(self.sizes[size]({**self._fixed(), **symbols}))
+            return self.sizes[size]({**self._fixed(), **symbols})
         except KeyError:  # a size that only running the piece reveals
             return None
 
@@ -160,35 +157,3 @@ def _agree(wanted: tuple[int | None, ...], actual: tuple[int, ...]) -> bool:
 
 class _Needed(dict[str, int]):
     """A mapping for `eval`: a missing symbol is a KeyError rather than a NameError."""
-
-
-_NAME = re.compile(r"[A-Za-z_]\w*")
-_FUNCTIONS: Mapping[str, Callable[..., int]] = {
-    "FloorDiv": lambda a, b: a // b, "CleanDiv": lambda a, b: a // b, "Mod": lambda a, b: a % b,
-    "PythonMod": lambda a, b: a % b, "CeilDiv": lambda a, b: -(-a // b), "Max": max, "Min": min,
-    "ModularIndexing": lambda a, b, c: (a // b) % c,
-}  # fmt: skip
-"""The functions of torch's sympy in the sizes of models; with others sympy reads the expression."""
-
-
-def _compiled(size: str, signature: PieceSignature) -> Size:
-    names = set(_NAME.findall(size))
-    free = sorted(names & set(signature.box))
-    if names <= {*signature.box, *_FUNCTIONS}:
-        code = compile(size, "<size>", "eval", dont_inherit=True)
-        return lambda symbols: eval(code, {**_FUNCTIONS, **{n: symbols[n] for n in free}})
-    return _compiled_by_sympy(size, signature)
-
-
-def _compiled_by_sympy(size: str, signature: PieceSignature) -> Size:
-    import math
-
-    import sympy  # a start that compiles nothing should not import it
-
-    parsed = torch_compat.parse_expression(
-        size, {name: sympy.Symbol(name, integer=True) for name in signature.box}
-    )
-    free = sorted(str(s) for s in parsed.free_symbols)
-    source = torch_compat.python_source(parsed, {s: str(s) for s in parsed.free_symbols})
-    code = compile(source, "<size>", "eval")
-    return lambda symbols: eval(code, {"math": math, **{n: symbols[n] for n in free}})

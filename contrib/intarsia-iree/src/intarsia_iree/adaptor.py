@@ -12,8 +12,8 @@ import numpy
 import torch
 
 from intarsia.errors import CompileRejected
+from intarsia.exported import Layout, Run, check_dtypes, reason, takes_aten
 from intarsia.interfaces import CompileRequest, CompileResult, Decision, OpView, PieceSignature
-from intarsia_iree.program import Layout, Run, check_dtypes, reason
 
 __all__ = ["IreeCompiler"]
 
@@ -66,9 +66,7 @@ class IreeCompiler:
 
     def supports(self, op: OpView) -> Decision:
         """Take what IREE lowers; whether it does is known when it tries."""
-        if "::" in op.name and not op.name.startswith(("aten::", "prims::")):
-            return Decision(False, "it is outside ATen")
-        return Decision(True)
+        return takes_aten(op)
 
 
 def _loaded(module: bytes) -> Run:

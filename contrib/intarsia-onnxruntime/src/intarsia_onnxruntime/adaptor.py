@@ -12,8 +12,8 @@ import onnxruntime
 import torch
 
 from intarsia.errors import CompileRejected
+from intarsia.exported import Layout, Run, check_dtypes, reason, takes_aten
 from intarsia.interfaces import CompileRequest, CompileResult, Decision, OpView, PieceSignature
-from intarsia_onnxruntime.program import Layout, Run, check_dtypes, reason
 
 __all__ = ["OnnxRuntimeCompiler"]
 
@@ -78,9 +78,7 @@ class OnnxRuntimeCompiler:
 
     def supports(self, op: OpView) -> Decision:
         """Take what has an ONNX form; whether an operation has one is known when it is converted."""
-        if "::" in op.name and not op.name.startswith(("aten::", "prims::")):
-            return Decision(False, "it is outside ATen")
-        return Decision(True)
+        return takes_aten(op)
 
 
 def _places(names: list[str], model: bytes) -> dict[str, int]:

@@ -13,8 +13,8 @@ import openvino
 import torch
 
 from intarsia.errors import CompileRejected
+from intarsia.exported import Layout, Run, check_dtypes, reason, takes_aten
 from intarsia.interfaces import CompileRequest, CompileResult, Decision, OpView, PieceSignature
-from intarsia_openvino.program import Layout, Run, check_dtypes, reason
 
 __all__ = ["OpenVinoCompiler"]
 
@@ -79,9 +79,7 @@ class OpenVinoCompiler:
 
     def supports(self, op: OpView) -> Decision:
         """Take what OpenVINO converts; whether it does is known when it tries."""
-        if "::" in op.name and not op.name.startswith(("aten::", "prims::")):
-            return Decision(False, "it is outside ATen")
-        return Decision(True)
+        return takes_aten(op)
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -18,7 +18,7 @@ import torch
 import intarsia
 from intarsia.cache.opening import open_cache
 from intarsia.cache.pack import pack, unpack
-from intarsia.errors import ContractError
+from intarsia.errors import CompileRejected, ContractError
 from intarsia.references import resolve_reference
 from intarsia.testing.conformance.graphs import GRAPHS, GraphCase
 from intarsia.testing.conformance.numbers import agree, compile_case, compiled_by, follow, results
@@ -63,6 +63,23 @@ def _weights_replaced(subject: Subject, folder: Path) -> None:
         agree(subject, compiled, function, args)
     except ContractError:
         return  # a compiler that bakes weights says so
+
+
+def _weights_baked(subject: Subject, folder: Path) -> None:
+    """With the option weights = "bake" it computes the same, and a replaced weight is an error."""
+    spec = subject.host()[1].compiler(subject.name)
+    if "weights" not in spec.options:
+        raise CompileRejected('it has no option "weights"')
+    settings = {"options": {subject.name: {"weights": "bake"}}}
+    case = _CASES["dynamic-block"]
+    compiled, function = compile_case(subject, case, **settings)
+    follow(subject, compiled, function, case)
+    function.down.weight = torch.nn.Parameter(function.down.weight * 2, requires_grad=False)
+    try:
+        compiled(*case.inputs(subject.device, 4))
+    except ContractError:
+        return
+    raise AssertionError("a baked weight was replaced, and nothing was said")
 
 
 def _weights_written(subject: Subject, folder: Path) -> None:
@@ -283,6 +300,8 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     Requirement("fresh-results", "", "results are new memory at every call", _fresh_results),
     Requirement("two-pieces", "", "two pieces of one model around an operator", _second_piece),
     Requirement("weights-replaced", "", "a replaced weight is used, or the call raises", _weights_replaced),
+    Requirement("weights-baked", "baked-weights", "weights may become part of what is compiled",
+                _weights_baked),
     Requirement("weights-written", "live-weights", "a write into a weight's memory counts", _weights_written),
     Requirement("threads", "", "several threads compile different functions", _threads),
     Requirement("calls-at-a-time", "", "several threads call one compiled function", _calls_at_a_time),

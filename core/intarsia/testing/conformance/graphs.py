@@ -64,6 +64,34 @@ class Block(nn.Module):
         return x + self.down(nn.functional.silu(self.gate(y)) * self.up(y))
 
 
+class Attention(nn.Module):
+    """Projections, rotary embedding and attention: results that are transposed, or have gaps between rows."""
+
+    def __init__(self, hidden: int = 32, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.norm = heads, nn.LayerNorm(hidden)
+        self.qkv, self.out = nn.Linear(hidden, 3 * hidden), nn.Linear(hidden, hidden)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Return [n, hidden] of [n, hidden], and cos and sin [n, hidden / heads]."""
+        n, hidden = x.shape
+        q, k, v = (
+            part.reshape(1, n, self.heads, hidden // self.heads).transpose(1, 2)
+            for part in self.qkv(self.norm(x)).chunk(3, -1)
+        )
+        q, k = (torch.cat((-y[..., 4:], y[..., :4]), -1) * sin + y * cos for y in (q, k))
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + self.out(y[0].transpose(0, 1).reshape(n, hidden))
+
+
+def _attention() -> nn.Module:
+    return Attention().requires_grad_(False)
+
+
+def _of_attention(device: str, n: int) -> Sequence[Any]:
+    return [torch.randn(n, size).to(device) for size in (32, 8, 8)]
+
+
 def _block() -> nn.Module:
     return Block().requires_grad_(False)
 
@@ -128,6 +156,7 @@ def _of(dtype: torch.dtype) -> Callable[[str, int], Sequence[Any]]:
 
 
 X = {"x": {0: "n"}}
+LENGTHS = {name: {0: "n"} for name in ("x", "cos", "sin")}
 MANY = (4, 7, 2, 16)
 
 GRAPHS: tuple[GraphCase, ...] = (
@@ -145,6 +174,11 @@ GRAPHS: tuple[GraphCase, ...] = (
     GraphCase("two-symbols", "several-symbols", "sizes that vary on their own", _fixed(_products),
               lambda device, n: (_rows(device, n), _rows(device, 2 * n + 1)),
               {"x": {0: "n"}, "y": {0: "m"}}, MANY),
+    GraphCase("attention", "attention", "attention as a whole, at many lengths", _attention,
+              _of_attention, LENGTHS, (5, 1, 17, 64)),
+    GraphCase("around-attention", "attention", "the pieces around attention", _attention,
+              _of_attention, LENGTHS, (5, 1, 17, 64),
+              {"split_at": ["torch.nn.functional.scaled_dot_product_attention"]}),
     GraphCase("mutation", "mutation", "an input that is written to", _fixed(_written),
               lambda device, n: (_rows(device, n), _rows(device, n)), X | {"y": {0: "n"}}, (4, 6)),
     GraphCase("views-returned", "views", "a result that is a view of an input", _fixed(_views),

@@ -58,7 +58,8 @@ def agree(
     Raises:
         AssertionError: they differ.
     """
-    mine, theirs = _copies(args), _copies(args)
+    every = range(len(args))
+    mine, theirs = copied(args, every), copied(args, every)
     with torch.no_grad():
         made, expected = compiled(*mine), function(*theirs)
     _same(subject, made, expected, "result")
@@ -76,11 +77,6 @@ def results(compiled: Any, args: Sequence[Any]) -> list[torch.Tensor]:
     """Return the tensors that a call returns."""
     with torch.no_grad():
         return [x for x in pytree.tree_leaves(compiled(*args)) if isinstance(x, torch.Tensor)]
-
-
-def _copies(args: Sequence[Any]) -> list[Any]:
-    """Return copies that lie in memory as the originals do, and share it with each other as they do."""
-    return copied(args, range(len(args)))
 
 
 def _same(subject: Subject, made: Any, expected: Any, what: str) -> None:
