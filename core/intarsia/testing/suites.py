@@ -68,15 +68,17 @@ class Suite:
         names = [item.callspec.params["requirement"] for item in mine if hasattr(item, "callspec")]
         return {outcome.name: outcome for outcome in run_requirements(subject, names)}
 
-    def check(self, requirement: str, outcomes: Mapping[str, Outcome]) -> None:
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Make a test of each requirement of the suite's kind."""
+        if "requirement" in metafunc.fixturenames:
+            names = [requirement.name for requirement in requirements_for(self.kind)]
+            metafunc.parametrize("requirement", names)
+
+    def test_requirement(self, requirement: str, outcomes: Mapping[str, Outcome]) -> None:
         """Fail as the requirement did."""
         outcome = outcomes[requirement]
         if outcome.status == "failed":
             pytest.fail(outcome.detail, pytrace=False)
-
-
-def _names(kind: Kind) -> list[str]:
-    return [requirement.name for requirement in requirements_for(kind)]
 
 
 class CompilerSuite(Suite):
@@ -84,21 +86,11 @@ class CompilerSuite(Suite):
 
     kind = "compiler"
 
-    @pytest.mark.parametrize("requirement", _names("compiler"))
-    def test_requirement(self, requirement: str, outcomes: Mapping[str, Outcome]) -> None:
-        """Check one requirement."""
-        self.check(requirement, outcomes)
-
 
 class PlatformSuite(Suite):
     """What a platform must do; `device` is its device type."""
 
     kind = "platform"
-
-    @pytest.mark.parametrize("requirement", _names("platform"))
-    def test_requirement(self, requirement: str, outcomes: Mapping[str, Outcome]) -> None:
-        """Check one requirement."""
-        self.check(requirement, outcomes)
 
 
 class StaticGraphSuite(Suite):
@@ -106,21 +98,11 @@ class StaticGraphSuite(Suite):
 
     kind = "static-graph"
 
-    @pytest.mark.parametrize("requirement", _names("static-graph"))
-    def test_requirement(self, requirement: str, outcomes: Mapping[str, Outcome]) -> None:
-        """Check one requirement."""
-        self.check(requirement, outcomes)
-
 
 class PassSuite(Suite):
     """What a plugin's passes must do; `name` is the plugin's."""
 
     kind = "passes"
-
-    @pytest.mark.parametrize("requirement", _names("passes"))
-    def test_requirement(self, requirement: str, outcomes: Mapping[str, Outcome]) -> None:
-        """Check one requirement."""
-        self.check(requirement, outcomes)
 
 
 class PassManagerSuite(Suite):
@@ -128,18 +110,8 @@ class PassManagerSuite(Suite):
 
     kind = "pass-manager"
 
-    @pytest.mark.parametrize("requirement", _names("pass-manager"))
-    def test_requirement(self, requirement: str, outcomes: Mapping[str, Outcome]) -> None:
-        """Check one requirement."""
-        self.check(requirement, outcomes)
-
 
 class StoreSuite(Suite):
     """What a store must do; `name` is a folder or URL that may be written to."""
 
     kind = "store"
-
-    @pytest.mark.parametrize("requirement", _names("store"))
-    def test_requirement(self, requirement: str, outcomes: Mapping[str, Outcome]) -> None:
-        """Check one requirement."""
-        self.check(requirement, outcomes)
