@@ -1145,9 +1145,13 @@ def transforms_undone() -> Iterator[None]:
 
 def pattern_matcher(
     pattern: Callable[..., Any], replacement: Callable[..., Any], examples: list[Any],
-    check: Callable[[Mapping[str, Any]], bool] | None, numbers: Mapping[str, float], *, functional: bool,
+    check: Callable[[Mapping[str, Any]], bool] | None, numbers: Mapping[str, float],
+    shape: Callable[[torch.fx.Graph], None], *, functional: bool,
 ) -> Callable[[torch.fx.Graph], int]:  # fmt: skip
-    """Return what replaces one pattern in a graph by torch's matcher, and returns how often."""
+    """Return what replaces one pattern in a graph by torch's matcher, and returns how often.
+
+    `shape` is called with each trace of the pattern and of the replacement, before it is used.
+    """
     from torch._inductor.pattern_matcher import (
         PatternMatcherPass,
         register_replacement,
@@ -1155,16 +1159,23 @@ def pattern_matcher(
     )
     from torch.fx.experimental.proxy_tensor import make_fx
 
+    names = tuple(inspect.signature(pattern).parameters)
+    traced: dict[str, Any] = {}
+
     def trace(fn: Any, *args: Any, **_: Any) -> torch.fx.GraphModule:
+        traced.update(zip(names, args[0][-len(names) :], strict=False))
         run = torch.func.functionalize(fn, remove="mutations") if functional else fn
         with size_oblivious(), torch.no_grad():
             made = make_fx(run, tracing_mode="real")(*args[0])
         made.graph.eliminate_dead_code()
+        shape(made.graph)
         made.recompile()
         return made
 
     def fits(match: Any) -> bool:
-        return check is None or check({name: _shown(value) for name, value in match.kwargs.items()})
+        # Up to torch 2.11 a match says nothing of numbers; the trace at its own sizes came right before.
+        found = {**{name: traced[name] for name in numbers}, **match.kwargs}
+        return check is None or check({name: _shown(value) for name, value in found.items()})
 
     matcher = PatternMatcherPass(pass_name=getattr(pattern, "__name__", "pattern"))
     # Later torch decomposes a match before it is replaced, unless it is told by what: nothing.
@@ -1184,6 +1195,16 @@ def pattern_matcher(
         return int(count)
 
     return apply
+
+
+def has_node(
+    function: Callable[..., Any], examples: list[Any], test: Callable[[torch.fx.Node], bool]
+) -> bool:
+    """Say whether a function calls an operator of a kind."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with torch.no_grad():
+        return any(test(node) for node in make_fx(function)(*examples).graph.nodes)
 
 
 def _shown(value: Any) -> Any:

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ROWS = [("2.11.0", "3.11"), ("2.12.0", "3.11"), ("2.13.0", "3.11"), ("2.14.0", "3.11"),
         ("2.15.0", "3.11"), ("2.15.0", "3.12")]  # fmt: skip
 SUITE = ["tests/backend/test_zoo.py", "tests/backend/test_split_cases.py",
-         "tests/backend/test_decoder.py", "tests/backend/test_boxes.py"]  # fmt: skip
+         "tests/backend/test_decoder.py", "tests/backend/test_boxes.py", "tests/backend/test_fusions.py",
+         "tests/backend/test_pass_patterns.py", "tests/backend/test_pass_writes.py"]  # fmt: skip
 NEEDS = [
     "hypothesis",
     "pytest",

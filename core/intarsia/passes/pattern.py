@@ -12,6 +12,7 @@ from torch import fx
 from intarsia import torch_compat
 from intarsia.capture import nodes
 from intarsia.digests import function_identity, source_digest
+from intarsia.passes import writes
 
 __all__ = ["Match", "PatternPass"]
 
@@ -26,6 +27,10 @@ class PatternPass:
     Both are traced to ATen operators as pieces are, in the form that the piece has: functional, or with
     mutation where the piece writes to its inputs. A match is traced again at its own shapes before it is
     replaced, so that sizes that the example inputs brought along do not count.
+
+    Custom operators that write to their arguments (`mutates_args`) match too, alone or in a chain, on a
+    piece's own tensors or on its inputs; what a pattern's parameters end as is part of what it computes. One
+    whose memory is read afterwards under another name, through a view, is left alone.
 
     Attributes:
         pattern: computes what is looked for. Its parameters are the tensors that go in.
@@ -47,11 +52,21 @@ class PatternPass:
         """Replace every match; returns how many there were."""
         functional = not _writes(graph)
         if functional not in self._matchers:
-            self._matchers[functional] = torch_compat.pattern_matcher(
-                self.pattern, self.replacement, list(self.examples()), self.check, self.numbers,
-                functional=functional,
-            )  # fmt: skip
-        return self._matchers[functional](graph)
+            self._matchers[functional] = self._matcher(functional)
+        inputs = writes.as_values(graph)
+        try:
+            return self._matchers[functional](graph)
+        finally:
+            writes.as_writes(graph, inputs)
+
+    def _matcher(self, functional: bool) -> Callable[[fx.Graph], int]:
+        examples = list(self.examples())
+        if functional and torch_compat.has_node(self.pattern, examples, writes.is_custom_write):
+            return lambda graph: 0  # a graph without writes has none of it
+        return torch_compat.pattern_matcher(
+            self.pattern, self.replacement, examples, self.check, self.numbers,
+            writes.pattern_values, functional=functional,
+        )  # fmt: skip
 
     def uuid(self) -> str:
         """Return the identity of the functions and of the modules that they stand in."""
