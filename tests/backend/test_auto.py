@@ -33,6 +33,8 @@ class Toy:
         """Keep the graph; the artifact says nothing."""
         COMPILED.append(self.name)
         forward = request.graph.forward
+        if self.name == "forgets":
+            return CompileResult(lambda *inputs: forward(*[x.clone() for x in inputs]), b"toy")
         return CompileResult(lambda *inputs: self.deed(forward(*inputs)), b"toy")
 
     def load(self, artifact: bytes, signature: Any, device: int | None) -> Any:
@@ -67,6 +69,7 @@ DEEDS: dict[str, Deed] = {
     "slow": slow,
     "wrong": wrong,
     "raises": refuse,
+    "forgets": lambda results: results,  # it writes to copies of its inputs
 }
 
 
@@ -136,6 +139,22 @@ def test_candidates_version_and_option_miss_the_cache(
     made(tmp_path, ["slow", "quick"])
     made(tmp_path, ["slow", "quick"], **change)
     assert COMPILED == ["slow", "quick"]
+
+
+def test_one_that_does_not_write_what_eager_writes_never_wins(tmp_path: Path) -> None:
+    def function(x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        total.add_(x.sum())
+        return x * 2
+
+    config = load_config(
+        None, compilers=["auto"], cache=str(tmp_path),
+        options={"auto": {"candidates": ["forgets", "slow"]}},
+    )  # fmt: skip
+    args = (torch.randn(5, 3), torch.zeros(()))
+    host = Host(config, extra_plugins=[Plugin("1")])
+    told = str(intarsia.compile(function, args, config=config, host=host).explain())
+    assert "forgets: differs from eager" in told
+    assert "slow, the fastest" in told
 
 
 def test_mutated_inputs_and_dynamic_sizes(tmp_path: Path) -> None:
