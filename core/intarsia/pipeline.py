@@ -380,9 +380,9 @@ class Pipeline:
         indices = [piece.index for piece in plan.pieces]
         mutated = {p.index: p.signature(planned.box).mutated for p in plan.pieces}
         eager = {index: _as_it_is(modules[index]) for index in indices}
-        return Verification(
-            eager, mutated, dict.fromkeys(indices, self.config.verify), self._differs
-        )
+        unfilled = {index: nodes.unfilled_results(modules[index].graph) for index in indices}
+        left = dict.fromkeys(indices, self.config.verify)
+        return Verification(eager, mutated, unfilled, left, self._differs)
 
     def _differs(self, wrong: Mismatch) -> None:
         self.events.count("quarantine", str(wrong))

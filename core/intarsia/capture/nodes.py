@@ -148,16 +148,47 @@ def is_light(node: fx.Node) -> bool:
     """Say whether a node does no work on a device: views, sizes, allocations, numbers."""
     if node.op in ("placeholder", "get_attr", "output") or is_scalar_node(node):
         return True
+    if is_allocation(node):
+        return True
     if node.op == "call_method":
-        return node.target in _VIEW_METHODS or node.target in _ALLOCATION_METHODS
+        return node.target in _VIEW_METHODS
     if node.op != "call_function":
         return False
     if node.target is operator.getitem:
         return _is_view_index(node)
+    if torch_compat.operation_name(node.target) is not None:
+        return _is_view_operator(node.target)
+    return node.target in _VIEW_FUNCTIONS
+
+
+def is_allocation(node: fx.Node) -> bool:
+    """Say whether a node returns memory that nothing was written to."""
+    if node.op == "call_method":
+        return node.target in _ALLOCATION_METHODS
+    if node.op != "call_function":
+        return False
     name = torch_compat.operation_name(node.target)
     if name is not None:
-        return name.split(".")[0] in _ALLOCATION_OPS or _is_view_operator(node.target)
-    return node.target in _VIEW_FUNCTIONS or node.target in _ALLOCATIONS
+        return name.split(".")[0] in _ALLOCATION_OPS
+    return node.target in _ALLOCATIONS
+
+
+def unfilled_results(graph: fx.Graph) -> frozenset[int]:
+    """Return which results of a graph are memory that nothing was written to: their numbers mean nothing."""
+    (output,) = graph.find_nodes(op="output")
+    filled = {_viewed(one) for node in graph.nodes for one in mutated_arguments(node)}
+    sources = [_viewed(one) if isinstance(one, fx.Node) else None for one in output.args[0]]
+    return frozenset(
+        number for number, source in enumerate(sources)
+        if source is not None and is_allocation(source) and source not in filled
+    )  # fmt: skip
+
+
+def _viewed(node: fx.Node) -> fx.Node:
+    """Return what a node is a view of, or the node."""
+    while node.all_input_nodes and is_light(node) and not is_allocation(node):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _is_view_index(node: fx.Node) -> bool:

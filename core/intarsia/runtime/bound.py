@@ -143,12 +143,14 @@ class Verification:
     Attributes:
         eager: each piece as it is, of positional inputs.
         mutated: the inputs that each piece writes to.
+        unfilled: the results of each piece that are memory which it does not write to.
         left: how many calls of each piece are still compared.
         on_mismatch: told what differs.
     """
 
     eager: Mapping[int, Forward]
     mutated: Mapping[int, Sequence[int]]
+    unfilled: Mapping[int, frozenset[int]]
     left: dict[int, int]
     on_mismatch: Callable[[Mismatch], None]
 
@@ -237,7 +239,7 @@ class BoundBox:
         """Return pieces that are compared with eager."""
         return {
             index: Verified(
-                unboxed(function), how.eager[index], how.mutated[index],
+                unboxed(function), how.eager[index], how.mutated[index], how.unfilled[index],
                 f"{self.name}.piece_{index}", self.functions[index].compiler, how.left[index],
                 functools.partial(self._verified_enough, index),
                 functools.partial(self._quarantine, index),

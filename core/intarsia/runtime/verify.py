@@ -57,6 +57,7 @@ class Verified:
         function: the compiled piece, of positional inputs.
         eager: the same piece as it is.
         mutated: the inputs that it writes to.
+        unfilled: the results that are memory which it does not write to.
         left: how many calls are still compared.
         on_done: called when none is left.
         on_mismatch: called with what differs; from then on the piece is eager here.
@@ -65,6 +66,7 @@ class Verified:
     function: Forward
     eager: Forward
     mutated: Sequence[int]
+    unfilled: frozenset[int]
     name: str
     compiler: str
     left: int
@@ -102,7 +104,9 @@ class Verified:
             reason = f"{len(found)} outputs, and eager has {len(expected)}"
             return Mismatch(self.name, self.compiler, "the outputs", float("inf"), reason)
         pairs = [
-            (f"output {i}", a, b) for i, (a, b) in enumerate(zip(found, expected, strict=True))
+            (f"output {i}", a, b)
+            for i, (a, b) in enumerate(zip(found, expected, strict=True))
+            if i not in self.unfilled
         ]
         pairs += [(f"input {i}, which it writes to,", inputs[i], given[i]) for i in self.mutated]
         worst: Mismatch | None = None
