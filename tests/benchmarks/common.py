@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
 import shutil
 import statistics
@@ -88,14 +89,20 @@ def fresh_caches(template: Path | None) -> Path:
 def interleaved(
     functions: Mapping[str, Callable[[], Any]], *, rounds: int, calls: int
 ) -> dict[str, dict[str, float]]:
-    """Time functions in turns; returns the median and the least microseconds of one call of each."""
+    """Time functions in turns; returns the median and the least microseconds of one call of each.
+
+    The order differs from round to round: who runs after a function of the same weights finds them cached.
+    """
+    order, chance = list(functions), random.Random(0)
     walls: dict[str, list[float]] = {name: [] for name in functions}
     cpus: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         for _ in range(3):
             function()
     for _ in range(rounds):
-        for name, function in functions.items():
+        chance.shuffle(order)
+        for name in order:
+            function = functions[name]
             cpu, wall = time.process_time(), time.perf_counter()
             for _ in range(calls):
                 function()
