@@ -1174,7 +1174,8 @@ def pattern_matcher(
 
     def fits(match: Any) -> bool:
         # Up to torch 2.11 a match says nothing of numbers; the trace at its own sizes came right before.
-        found = {**{name: traced[name] for name in numbers}, **match.kwargs}
+        known = {**{name: traced[name] for name in numbers}, **match.kwargs}
+        found = {name: known[name] for name in names if name in known}
         return check is None or check({name: _shown(value) for name, value in found.items()})
 
     matcher = PatternMatcherPass(pass_name=getattr(pattern, "__name__", "pattern"))

@@ -17,7 +17,7 @@ from intarsia.passes import writes
 __all__ = ["Match", "PatternPass"]
 
 Match = Mapping[str, Any]
-"""What a pattern's parameters stand for in the graph: fake tensors and numbers, by name."""
+"""What a pattern's parameters stand for in the graph, in their order: fake tensors and numbers, by name."""
 
 
 @define(eq=False)
