@@ -45,6 +45,7 @@ class Made:
         compiled: the compiled model.
         symbols: the lines about symbols that `explain` prints.
         packages: what a package may be made of: (callable, task, compiler).
+        crashed: what is left out because it took down a process of this machine.
     """
 
     compiled: Any
@@ -54,6 +55,7 @@ class Made:
     report: Report
     symbols: Sequence[str]
     packages: Sequence[tuple[Any, Task, str]]
+    crashed: Sequence[str]
 
 
 class ColdCompile:
@@ -215,7 +217,9 @@ class ColdCompile:
             explain=lambda now, sources: explain(now, symbols, sources),
         )  # fmt: skip
         wanted = self.pipeline.packageable(parts, outcomes)
-        return Made(Compiled(engine), front, boxes, graphs, report, symbols, wanted)
+        return Made(
+            Compiled(engine), front, boxes, graphs, report, symbols, wanted, scheduler.crashed
+        )
 
 
 def _used(tensors: Any) -> set[str]:

@@ -355,8 +355,8 @@ class Capabilities:
     workers: bool = True
     """May compile in another process."""
     light: bool = False
-    """`compile` takes milliseconds and runs Python alone: it is never worth a worker, and cannot take the
-    process down, so the crash journal has no notes of it."""
+    """`compile` takes milliseconds and runs Python alone, and what it makes calls torch's operators: it is
+    never worth a worker, and takes no process down, so the crash journal has no notes of it."""
     weights: Weights = field(default="input", validator=one_of(Weights))
     """Whether weights stay inputs or become part of the artifact. A compiler that bakes them gets them
     as `CompileRequest.weights`, in this process only; equal pieces with other weights are compiled each on

@@ -402,7 +402,7 @@ def piece_function(outcome: Outcome) -> PieceFunction:
     made = outcome.result
     bind = getattr(outcome.instance.compiler, "bind", None)
     return PieceFunction(made.callable, outcome.compiler, bind, outcome.baked or {}, made.artifact,
-                         tuple(made.needs), made.note, made.tier)  # fmt: skip
+                         tuple(made.needs), made.note, made.tier, outcome.watch)  # fmt: skip
 
 
 def written_arguments(graph: Graph) -> list[str]:

@@ -84,7 +84,9 @@ def test_a_decode_step_is_fused_at_one_row_and_many(compiler: str) -> None:
         ("Qwen3", {"add-rms-norm": {6}, "silu-mul": {3}, "qk-norm-rotary": {3}}),
     ],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16], ids=str
+)
 def test_every_fusion_matches_as_often_as_a_hugging_face_model_has_it(
     name: str, expected: dict[str, set[int]], dtype: torch.dtype
 ) -> None:

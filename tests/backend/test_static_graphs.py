@@ -287,6 +287,44 @@ def test_custom_operators_inside_a_recording_need_a_word(compiler: str) -> None:
         call.record(make_rows, sizes={"n": [2, 8]})
 
 
+LOOKS: list[Callable[[], None]] = []
+
+
+@torch.library.custom_op("static_graphs::look", mutates_args=())
+def look(x: Tensor) -> Tensor:
+    for one in LOOKS:
+        one()
+    return x.clone()
+
+
+@look.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.usefixtures("saboteur")
+def test_a_first_call_that_is_recorded_is_noted_in_the_crash_journal(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[list[str]] = []
+    running = tmp_path / "running"
+    monkeypatch.setattr(
+        f"{__name__}.LOOKS", [lambda: notes.append([f.read_text() for f in running.iterdir()])]
+    )
+    call, device = compiled(
+        lambda x: torch.ops.static_graphs.look(x + 1) * 2, static_graph=mode, unknown_ops="allow",
+        compilers=["saboteur"], cache=str(tmp_path), workers=0,
+    )  # fmt: skip
+    notes.clear()
+    call.record(make_rows, sizes={"n": [8]})
+    assert device.recordings == 1
+    first, *later = notes
+    assert len(first) == 1
+    assert "by saboteur, called" in first[0]
+    assert not any(later)
+
+
 class Results(torch.nn.Module):
     """Returns an argument, a weight, views of both and of each other, nested."""
 

@@ -114,3 +114,101 @@ def test_what_took_down_this_process_is_not_compiled_in_the_next_one(
     line, answer = third.stdout.splitlines()
     assert json.loads(answer) == CLEAN
     assert "so saboteur compiles it in a worker" in line
+
+
+CALLED = """
+    import json, logging, sys
+    sys.path[:0] = {paths!r}
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    import torch, intarsia
+    from tests.faults.sabotage import Model, compilers
+
+    torch.manual_seed(0)
+    model, x = Model(1), torch.randn(3, 8)
+    settings = dict(compilers=["saboteur", "eager"], workers=0, split_at=["torch.sigmoid"],
+                    dynamic={{"x": {{0: "n"}}}}, check={check!r},
+                    options={{"saboteur": {{"how": {how!r}}}}}, cache={root!r})
+    door, deed = {door!r}, {deed!r}
+    if door == "file" and deed == "call":
+        made = intarsia.load({file!r}, model, cache={root!r}, options=settings["options"])
+    elif door == "torch.compile":
+        made = torch.compile(model, backend="intarsia", dynamic=True,
+                             options={{k: v for k, v in settings.items() if k != "dynamic"}})
+    else:
+        made = intarsia.compile(model, (x,), **settings)
+    if door == "file" and deed == "compile":
+        made.save({file!r})
+    if deed == "call":
+        with torch.no_grad():
+            torch.testing.assert_close(made(x), model(x))
+    print("done")
+"""
+
+
+def called(
+    root: Path, *, deed: str = "call", how: str = "null when called", door: str = "compile",
+    check: str = "first",
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
+    """Compile in a new process, or take what was compiled before, and call it."""
+    paths = [str(ROOT / "core"), str(ROOT / "plugins"), str(ROOT), str(PLUGINS)]
+    script = textwrap.dedent(CALLED).format(
+        paths=paths, root=str(root / "cache"), file=str(root / "plan"), how=how, deed=deed,
+        door=door, check=check,
+    )  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=False
+    )
+
+
+SKIPPED = "what it made took down process"
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "check"),
+    [("null", -11, "none"), pytest.param("exit", 3, "first", marks=pytest.mark.slow)],
+)
+def test_what_took_down_this_process_when_called_is_skipped_at_the_next_start(
+    how: str, code: int, check: str, tmp_path: Path
+) -> None:
+    def run_it() -> subprocess.CompletedProcess[str]:
+        return called(tmp_path, how=f"{how} when called", check=check)
+
+    assert run_it().returncode == code
+    for _ in range(2):  # it stays so: a plan without the compiler is not kept
+        later = run_it()
+        assert later.returncode == 0, later.stderr
+        assert SKIPPED in later.stdout
+        assert "saboteur failed" in later.stdout
+        assert "intarsia cache crashes --forget" in later.stdout
+
+    command = [sys.executable, "-m", "intarsia.cli", "cache", "crashes", "--set",
+               f"cache={tmp_path / 'cache'}"]  # fmt: skip
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "piece_0 by saboteur, called" in told
+    subprocess.run([*command, "--forget"], capture_output=True, timeout=60, check=True)
+    assert run_it().returncode == code
+
+
+@pytest.mark.parametrize("door", ["compile", "torch.compile", "file"])
+def test_a_plan_that_was_loaded_and_took_down_its_process_is_not_loaded_again(
+    door: str, tmp_path: Path
+) -> None:
+    first = called(tmp_path, deed="compile", door=door)
+    if door != "torch.compile":  # which compiles when it is called
+        assert first.returncode == 0, first.stderr
+    assert called(tmp_path, door=door).returncode == -11
+    last = called(tmp_path, door=door)
+    if door == "file":  # nothing can be compiled in its place
+        assert last.returncode == 1
+        assert "CacheError" in last.stderr
+        assert SKIPPED in last.stderr
+    else:
+        assert last.returncode == 0, last.stderr
+        assert SKIPPED in last.stdout
+
+
+def test_a_call_that_raises_accuses_nobody(tmp_path: Path) -> None:
+    assert called(tmp_path, how="raise when called").returncode == 1
+    again = called(tmp_path, how="raise when called")
+    assert "sabotage" in again.stderr
+    assert SKIPPED not in again.stdout + again.stderr

@@ -6,6 +6,7 @@
 - kill: kills itself as the system does where memory runs out.
 - children: starts a process that outlives it, and waits for ever.
 - dumb: compiles, and leaves no artifact.
+- exit when called, null when called: compiles, and what it made takes the process down.
 
 While the environment variable SABOTEUR_IMPORT is "hang except 123", importing it hangs in every process
 but 123.
@@ -28,7 +29,14 @@ from typing import Any
 from attrs import evolve
 
 from intarsia.errors import CompileRejected
-from intarsia.interfaces import Capabilities, CompileRequest, CompileResult, CompilerSpec, Option
+from intarsia.interfaces import (
+    Capabilities,
+    CompileRequest,
+    CompileResult,
+    CompilerSpec,
+    Option,
+    PieceSignature,
+)
 
 intarsia_api_version = (1, 0)
 
@@ -77,7 +85,15 @@ def saboteur(options: Mapping[str, Any], device: int | None) -> Any:
             if is_first:
                 DEEDS.get(options["how"], lambda: None)()
             made = super().compile(request)
+            made = evolve(made, callable=self._spoilt(made.callable))
             return evolve(made, artifact=None) if options["how"] == "dumb" else made
+
+        def load(self, artifact: bytes, signature: PieceSignature, device: int | None) -> Any:
+            return self._spoilt(super().load(artifact, signature, device))
+
+        def _spoilt(self, function: Any) -> Any:
+            how, _, when = options["how"].partition(" when ")
+            return (lambda *inputs: DEEDS[how]()) if when == "called" else function
 
         def factors(self) -> Mapping[str, str]:
             factor = os.environ.get("SABOTEUR_FACTOR", "")

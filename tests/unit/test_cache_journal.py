@@ -20,7 +20,7 @@ KEY, OTHER = "ab" * 32, "cd" * 32
 RUN = """
 import ctypes, os, sys
 from intarsia.cache import Journal
-with Journal(sys.argv[1]).running(sys.argv[2]):
+with Journal(sys.argv[1]).running(sys.argv[2], "piece_1 by them"):
     print("running", flush=True)
     {deed}
 """
@@ -35,12 +35,15 @@ def test_key_whose_work_took_the_process_down_is_the_culprit(tmp_path: Path, dee
     process.communicate(timeout=60)
     assert process.returncode != 0
     journal = Journal(root)
-    told = journal.culprit(KEY)
-    assert told is not None
-    assert str(process.pid) in told
+    crash = journal.culprit(KEY)
+    assert crash is not None
+    assert (crash.key, crash.pid, crash.what) == (KEY, process.pid, "piece_1 by them")
+    assert abs(crash.when - time.time()) < 120
+    assert journal.crashes() == [crash]
     assert journal.culprit(OTHER) is None
     journal.clear(KEY)
     assert journal.culprit(KEY) is None
+    assert journal.crashes() == []
     assert files_of(tmp_path / "c") == []
 
 

@@ -15,7 +15,9 @@ from intarsia.bundle.codec import NotHere
 from intarsia.bundle.loading import Changed, Target, load_bundle, weight_problem
 from intarsia.bundle.lookup import model_factors
 from intarsia.cache.entry import BadEntry, Entry, decode_entry, encode_entry, read_header
+from intarsia.cache.journal import Journal
 from intarsia.cache.key import Difference, differences, key_of
+from intarsia.cache.opening import open_cache
 from intarsia.capture.call import describe
 from intarsia.compiled import Compiled
 from intarsia.compiling.identity import platform_factors, torch_factors
@@ -70,10 +72,14 @@ def load_file(
         **model_factors(model),
     }  # fmt: skip
 
+    journal = _journal(place.resolved, plugins)
+
     def target(bundle: Bundle) -> Target:
         events = EventStream(name, (plugins.emit,))
         check = str(bundle.plan["check"])
-        return Target(model, name, plugins, place.device, events, check, _defaults(model))
+        return Target(
+            model, name, plugins, place.device, events, check, _defaults(model), journal=journal
+        )
 
     differs = differences(here, {k: v for k, v in entry.factors.items() if k in here})
     if differs:
@@ -91,6 +97,12 @@ def load_file(
         paths = [str(tensor) for tensor in engine.entry.tensors]
         add_static_graphs(engine, place, plugins, name, paths, engine.make_report, engine.padding())
     return found.compiled
+
+
+def _journal(resolved: ResolvedConfig, host: Host) -> Journal | None:
+    config = resolved.config
+    cache = open_cache(config.cache, key_file=config.cache_key_file, stores=host.store)
+    return None if cache is None else cache.journal()
 
 
 def _entry_of(path: str | os.PathLike[str]) -> Entry:

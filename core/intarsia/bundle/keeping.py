@@ -12,6 +12,7 @@ from intarsia.bundle.loading import Changed, Loaded, Target, load_bundle
 from intarsia.bundle.lookup import Asked, NoKey, lookup_factors
 from intarsia.cache.cache import Cache
 from intarsia.cache.entry import Entry, Unusable
+from intarsia.cache.journal import Journal
 from intarsia.cache.key import key_of
 from intarsia.interfaces import Tier
 from intarsia.job import CompileJob, Job
@@ -106,7 +107,7 @@ class PlanCache:
     def _use(self, entry: Entry) -> Loaded:
         bundle = Bundle.of(entry)
         try:
-            found = load_bundle(bundle, target_of(self.job))
+            found = load_bundle(bundle, target_of(self.job, self.cache.journal()))
         except Changed as error:
             self._changed = error
             raise Unusable(str(error)) from error
@@ -170,9 +171,9 @@ def asked_of(job: Job) -> Asked:
     )  # fmt: skip
 
 
-def target_of(job: Job) -> Target:
+def target_of(job: Job, journal: Journal | None) -> Target:
     """Return what a bundle is loaded for."""
     return Target(
         job.model, job.name, job.host, job.place.device, job.events, job.config.check,
-        {p.name: p.default for p in job.call.parameters if p.has_default}, job.call.complete(),
+        {p.name: p.default for p in job.call.parameters if p.has_default}, job.call.complete(), journal,
     )  # fmt: skip

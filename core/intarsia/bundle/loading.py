@@ -16,6 +16,7 @@ from intarsia.bundle.needs import ensure
 from intarsia.bundle.plans import PlanReader
 from intarsia.bundle.reading import Present, Reading, compare, frozen_again, scope_for
 from intarsia.cache.entry import BadEntry
+from intarsia.cache.journal import Journal
 from intarsia.compiled import Compiled
 from intarsia.digests import plain_digest
 from intarsia.errors import ContractError, IntarsiaError
@@ -44,6 +45,7 @@ class Target:
         values: the arguments of the example call by parameter, or None where there is none.
         defaults: the defaults of the model's parameters.
         check: the setting `check`.
+        journal: the crash journal, or None.
     """
 
     model: Any
@@ -54,6 +56,7 @@ class Target:
     check: str
     defaults: Mapping[str, Any] = field(factory=dict)
     values: Mapping[str, Any] | None = None
+    journal: Journal | None = None
 
 
 @frozen
@@ -110,7 +113,7 @@ def weight_problem(bundle: Bundle, target: Target) -> str:
 def _reader(bundle: Bundle, target: Target, read: Callable[[str], Any] | None) -> PlanReader:
     return PlanReader(
         bundle.plan["plans"], bundle.artifacts.__getitem__, target.host, target.device,
-        module_of(target.model), read, target.defaults,
+        module_of(target.model), read, target.defaults, target.journal,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from intarsia.bundle.codec import (
     recorded_to_data,
     space_to_data,
 )
+from intarsia.cache.journal import Journal
 from intarsia.compiling.boxes import PlannedBox
 from intarsia.compiling.instances import built_for
 from intarsia.compiling.plain import signature_from_dict, signature_to_dict
@@ -22,6 +23,7 @@ from intarsia.errors import CompileRejected, IntarsiaError
 from intarsia.host import Host
 from intarsia.interfaces import Box, PieceSignature
 from intarsia.runtime.bound import BoundBox, PieceFunction, Plan, PlannedPiece
+from intarsia.runtime.first_call import FirstCall, crashed
 from intarsia.runtime.size_test import SizeTest
 from intarsia.runtime.source import Namespace
 from intarsia.runtime.stitching import Stitching
@@ -106,6 +108,7 @@ class PlanWriter:
                 "compiler": made.compiler, "artifact": self._blob(made.artifact),
                 "signature": self._signature(piece, box), "needs": list(made.needs),
                 "note": made.note, "tier": made.tier,
+                "first_call": None if made.watch is None else [made.watch.key, made.watch.what],
             }  # fmt: skip
             self._function_data.append(entry)
         return self._functions[id(made.callable)]
@@ -164,6 +167,7 @@ class PlanReader:
         model: the root whose weights and attributes are read by name.
         read: evaluates Dynamo's sources.
         defaults: the defaults of the model's parameters.
+        journal: tells what took down a process in its first call, and notes first calls; or None.
     """
 
     data: Mapping[str, Any]
@@ -173,6 +177,7 @@ class PlanReader:
     model: Any
     read: Callable[[str], Any] | None = None
     defaults: Mapping[str, Any] = field(factory=dict)
+    journal: Journal | None = None
     _loaded: dict[int, PieceFunction] = field(factory=dict, init=False)
     _signatures: dict[int, PieceSignature] = field(factory=dict, init=False)
 
@@ -180,7 +185,8 @@ class PlanReader:
         """Return the boxes, not bound yet.
 
         Raises:
-            Anything that a compiler's `load` raises; NotHere for a name that is not to be found.
+            Anything that a compiler's `load` raises; NotHere for a name that is not to be found, and for
+            a piece that took down a process.
         """
         by_plan: dict[int, list[Mapping[str, Any]]] = {}
         for entry in self.data["boxes"]:
@@ -201,12 +207,26 @@ class PlanReader:
         """Return a compiled piece, loaded at its first use."""
         if index not in self._loaded:
             entry = self.data["functions"][index]
+            watch = self._watch(entry)
             artifact = self.blobs(entry["artifact"])
             self._loaded[index] = load_function(
                 entry["compiler"], artifact, self._signature(entry["signature"]), self.host,
                 self.device, needs=entry["needs"], note=entry["note"], tier=entry["tier"],
+                watch=watch,
             )  # fmt: skip
         return self._loaded[index]
+
+    def _watch(self, entry: Mapping[str, Any]) -> FirstCall | None:
+        if entry["first_call"] is None:
+            return None
+        key, what = entry["first_call"]
+        watch = FirstCall(key, what, self.journal)
+        crash = None if self.journal is None else self.journal.culprit(watch.key)
+        if crash is not None:
+            raise NotHere(
+                f"{crashed(crash.pid)} ({watch.what}); to try it again, run: intarsia cache crashes --forget"
+            )
+        return watch
 
     def _signature(self, index: int) -> PieceSignature:
         if index not in self._signatures:
@@ -262,7 +282,7 @@ def _planned(data: Mapping[str, Any]) -> PlannedBox:
 
 def load_function(
     compiler: str, artifact: bytes, signature: PieceSignature, host: Host, device: int | None,
-    *, needs: Sequence[str] = (), note: str = "", tier: Any = "quick",
+    *, needs: Sequence[str] = (), note: str = "", tier: Any = "quick", watch: FirstCall | None = None,
 ) -> PieceFunction:  # fmt: skip
     """Return a compiled piece from its artifact.
 
@@ -286,4 +306,5 @@ def load_function(
         tuple(needs),
         note,
         tier,
+        watch,
     )

@@ -148,6 +148,7 @@ def _keep(
 
     wanted = "package" in tiers_of(job) and job.config.workers != 0
     try:
+        refuse_crashed(made.crashed)
         bundle, functions = bundle_of(job, made, imported, pieces, packages=wanted)
     except IntarsiaError as error:
         plans.tell_unkept(str(error))
@@ -158,6 +159,18 @@ def _keep(
     plans.keep(bundle, "package" if wanted and not waiting else "quick")
     if waiting:
         _start_packages(job, plans, cache, bundle, made.compiled._engine, functions)
+
+
+def refuse_crashed(crashed: Sequence[str]) -> None:
+    """Refuse to keep a plan without a compiler's work that took down a process of this machine.
+
+    A cache may be shared with machines where it does not, and is there when the crash is forgotten.
+
+    Raises:
+        CacheError: there is such work.
+    """
+    if crashed:
+        raise CacheError(f"it is without {', '.join(crashed)}, which took down a process")
 
 
 @contextlib.contextmanager

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from intarsia.cache.cache import Cache, Near
 from intarsia.cache.entry import BadEntry, Entry, Unusable
-from intarsia.cache.journal import Journal
+from intarsia.cache.journal import Crash, Journal
 from intarsia.cache.key import Difference, differences, key_of
 from intarsia.cache.opening import open_cache
 
 __all__ = [
     "BadEntry",
     "Cache",
+    "Crash",
     "Difference",
     "Entry",
     "Journal",

@@ -1,16 +1,17 @@
 """The crash journal: which work was under way in this machine's processes that are dead now.
 
-A file lies in `running/` while risky work runs in-process, and is removed after it. Its name says all: the
-key, the machine's boot, the process and when that was started. A file that is left over, of a process of
-this boot that is dead, says that the key took a process down, or that somebody killed it meanwhile.
+A file lies in `running/` while risky work runs in-process, and is removed after it. Its name says whose it
+is: the key, the machine's boot, the process and when that was started; it contains what the work is, for
+people. A file that is left over, of a process of this boot that is dead, says that the key took a process
+down, or that somebody killed it meanwhile.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from attrs import frozen
 
@@ -18,7 +19,7 @@ from intarsia.cache.folder import Folder, UntrustedFolder, make_root
 from intarsia.cache.key import check_key
 from intarsia.cache.locks import HAS_LOCKS, close, try_lock
 
-__all__ = ["RUNNING", "Journal", "remove_old_notes"]
+__all__ = ["RUNNING", "Crash", "Journal", "remove_old_notes"]
 
 log = logging.getLogger("intarsia")
 
@@ -26,6 +27,10 @@ RUNNING = "running"
 _UNKNOWN = "0"
 _OLD = 30 * 86400.0
 """Seconds after which gc removes a note."""
+_DONE = b"\ndone"
+"""What a note ends with that could not be removed."""
+_LONGEST = 4096
+"""Bytes of a note that are read."""
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 _LOOK = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)
 
@@ -51,6 +56,23 @@ class _Note:
         return _Note(parts[0], parts[1], int(parts[2]), parts[3])
 
 
+@frozen
+class Crash:
+    """Work that was under way in a process that is dead.
+
+    Attributes:
+        key: what the work was on.
+        pid: the process.
+        what: the work, for people; "" where that is not known.
+        when: when it began, in seconds since 1970.
+    """
+
+    key: str
+    pid: int
+    what: str
+    when: float
+
+
 class Journal:
     """Notes which work runs in-process, for whoever comes after a crash.
 
@@ -62,29 +84,34 @@ class Journal:
         self._root = root
 
     @contextmanager
-    def running(self, key: str) -> Iterator[None]:
-        """Note that work on a key runs, while the block does."""
+    def running(self, key: str, what: str = "") -> Iterator[None]:
+        """Note that work on a key runs, while the block does; `what` tells people which work it is."""
         name = f"{_this_process(check_key(key)).name}-{os.urandom(4).hex()}"
-        fd = self._begin(name)
+        fd = self._begin(name, what)
         try:
             yield
         finally:
             if fd is not None:
                 self._end(name, fd)
 
-    def culprit(self, key: str) -> str | None:
-        """Return, as one line, that work on this key ended with the death of its process; else None."""
+    def culprit(self, key: str) -> Crash | None:
+        """Return a crash during work on this key, or None where there was none."""
+        return next(iter(self.crashes(lambda note: note == key)), None)
+
+    def crashes(self, wanted: Callable[[str], bool] = lambda key: True) -> list[Crash]:
+        """Return what was under way in processes that are dead, of the keys that are wanted."""
+        found: list[Crash] = []
         try:
             with Folder(self._root) as root, Folder(RUNNING, within=root) as running:
                 for name in running.names():
                     note = _Note.parse(name)
-                    if note is not None and note.key == key and _is_dead(running, name, note):
-                        return f"process {note.pid} died while it was compiled"
+                    if note is not None and wanted(note.key):
+                        found.extend(_crash(running, name, note))
         except FileNotFoundError:
-            return None
+            return found
         except (OSError, UntrustedFolder) as problem:
             log.debug("%s: the crash journal cannot be read: %s", self._root, problem)
-        return None
+        return found
 
     def clear(self, key: str) -> None:
         """Forget that work on a key ended badly."""
@@ -92,17 +119,19 @@ class Journal:
             with Folder(self._root) as root, Folder(RUNNING, within=root) as running:
                 for name in running.names():
                     note = _Note.parse(name)
-                    if note is not None and note.key == key and _is_dead(running, name, note):
+                    if note is not None and note.key == key and _crash(running, name, note):
                         running.remove(name)
         except (OSError, UntrustedFolder) as problem:
             log.debug("%s: the crash journal cannot be cleared: %s", self._root, problem)
 
-    def _begin(self, name: str) -> int | None:
+    def _begin(self, name: str, what: str) -> int | None:
         try:
             make_root(self._root)
             with Folder(self._root) as root, root.make(RUNNING) as running:
                 fd = os.open(name, _CREATE, 0o600, dir_fd=running.fd)
             _lock(fd)
+            with suppress(OSError):  # the words are for people, the file itself is the note
+                os.write(fd, what.encode(errors="replace")[:_LONGEST])
             return fd
         except (OSError, UntrustedFolder) as problem:
             log.debug("%s: nothing is noted in the crash journal: %s", self._root, problem)
@@ -112,29 +141,33 @@ class Journal:
         try:
             with Folder(self._root) as root, Folder(RUNNING, within=root) as running:
                 if not running.remove(name):
-                    os.write(fd, b"done")  # what stays must not look like a crash
+                    os.write(fd, _DONE)  # what stays must not look like a crash
         except (OSError, UntrustedFolder) as problem:
             log.debug("%s: a note stays in the crash journal: %s", self._root, problem)
         finally:
             close(fd)
 
 
-def _is_dead(running: Folder, name: str, note: _Note) -> bool:
-    """Say whether the process of a note is dead for certain.
+def _crash(running: Folder, name: str, note: _Note) -> list[Crash]:
+    """Return the crash that a note tells of, if its process is dead for certain and was not done.
 
     One of another boot may live on another machine that shares the directory, or have ended with this
     one's power, so nothing follows from it. Of this boot, it is dead when its number is free or was given
     to another, and the lock on its file is free: in another container the number alone means nothing.
     """
     if note.boot != _boot():
-        return False
+        return []
     if note.started != _UNKNOWN and _started(note.pid) == note.started:
-        return False
+        return []
     fd = os.open(name, _LOOK, dir_fd=running.fd)
     try:
-        return os.fstat(fd).st_size == 0 and _lock(fd)
+        told = os.read(fd, _LONGEST + len(_DONE))
+        if told.endswith(_DONE) or not _lock(fd):
+            return []
+        when = os.fstat(fd).st_mtime
     finally:
         close(fd)
+    return [Crash(note.key, note.pid, told.decode(errors="replace"), when)]
 
 
 def _lock(fd: int) -> bool:
@@ -175,6 +208,6 @@ def remove_old_notes(root: Folder, now: float) -> int:
         for name in running.names():
             note = _Note.parse(name)
             old = now - running.stat(name).st_mtime > _OLD
-            if old and (note is None or note.boot != _boot() or _is_dead(running, name, note)):
+            if old and (note is None or note.boot != _boot() or _crash(running, name, note)):
                 removed += running.remove(name)
     return removed

@@ -219,6 +219,32 @@ def _gc(options: Namespace, cache: Cache) -> int:
     return FINE
 
 
+def _crashes(options: Namespace, cache: Cache) -> int:
+    """List what took down processes of this machine, or forget it."""
+    journal = cache.journal()
+    found = [] if journal is None else sorted(journal.crashes(), key=lambda crash: crash.when)
+    if options.forget and journal is not None:
+        for crash in found:
+            journal.clear(crash.key)
+    if options.json:
+        print_json([asdict(crash) for crash in found])
+    elif not found:
+        print("no process died while it compiled a piece or called it for the first time")
+    else:
+        now = time.time()
+        print_table(
+            ("key", "process", "when", "what"),
+            (
+                (c.key[:_SHORT], str(c.pid), f"{_duration(now - c.when)} ago", c.what or "unknown")
+                for c in found
+            ),
+        )
+        print(
+            "forgotten" if options.forget else "To try them again: intarsia cache crashes --forget"
+        )
+    return FINE
+
+
 def _pack(options: Namespace, cache: Cache) -> int:
     from intarsia.cache.pack import pack  # only this action needs it
 
@@ -268,6 +294,12 @@ def _gc_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-age", metavar="AGE", type=_age, help="how long an entry may lie unused: 12h, 30d"
+    )
+
+
+def _crashes_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--forget", action="store_true", help="forget them, so that they are tried again"
     )
 
 
@@ -325,6 +357,11 @@ ACTIONS: dict[str, Action] = {
     ),
     "verify": ("read every entry and check it", _nothing, _verify),
     "gc": ("remove what nobody used for longest, and litter", _gc_arguments, _gc),
+    "crashes": (
+        "list what took down processes of this machine and is left out since",
+        _crashes_arguments,
+        _crashes,
+    ),
     "pack": ("write a plan and all that it needs to a file", _pack_arguments, _pack),
     "unpack": ("store the entries of such a file", _unpack_arguments, _unpack),
 }

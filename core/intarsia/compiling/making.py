@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,11 +12,12 @@ from typing import Any
 
 from attrs import define, evolve, field
 
+from intarsia.cache.journal import Crash
 from intarsia.compiling.planner import Plan, plan, usable_cores
 from intarsia.compiling.remote import OwnWorkers, Remote, UsersExecutor, give_up, worth_a_worker
 from intarsia.compiling.scheduler import Asking, Scheduler, Work
 from intarsia.compiling.soundness import compile_soundly
-from intarsia.compiling.tasks import Task, bakes
+from intarsia.compiling.tasks import Task, bakes, journal_key
 from intarsia.compiling.transport import make_request, next_request
 from intarsia.compiling.worker_jobs import Unfit, settings_for
 from intarsia.compiling.worker_process import NoWorker, WorkerDied, WorkerTimeout
@@ -213,24 +212,25 @@ class Maker:
         journal = self.scheduler.journal
         if journal is None or at.spec.capabilities.light:
             return self._compiled(work)
-        key = journal_key(at)
-        how = journal.culprit(key)
-        if how is not None:
-            return self._isolated(work, how)
-        with journal.running(key), _crash_stacks():
+        key = journal_key(at.task, at.spec)
+        crash = journal.culprit(key)
+        if crash is not None:
+            return self._isolated(work, crash)
+        what = f"{at.task.name}, compiled by {at.spec.name}"
+        with journal.running(key, what), _crash_stacks():
             return self._compiled(work)
 
-    def _isolated(self, work: Work, how: str) -> CompileResult:
+    def _isolated(self, work: Work, crash: Crash) -> CompileResult:
         """Compile in a worker what took down a process; it stays so until the journal forgets it."""
         at = _at(work)
         config = self.scheduler.resolved.config
-        culprit = f"it took down a process that compiled it ({how})"
+        culprit = f"it took down a process that compiled it ({crash.pid})"
         if config.workers != 0 and worth_a_worker(at.task, at.spec, self.scheduler.host):
             self._tell(at, f"{culprit}, so {at.spec.name} compiles it in a worker")
             return Maker(self.scheduler, remote=self.own_workers(1)).only_remote(work)
         raise CompileFailed(
             f"{at.spec.name} is not asked for {at.task.name} in this process", why=culprit,
-            next_step="Let it have a worker (the setting workers), or empty running/ in the cache.",
+            next_step="Let it have a worker (the setting workers), or run: intarsia cache crashes --forget",
             subject=at.task.name,
         )  # fmt: skip
 
@@ -289,13 +289,6 @@ class Maker:
 def _at(work: Work) -> Asking:
     assert work.asking is not None
     return work.asking
-
-
-def journal_key(at: Asking) -> str:
-    """Return what the journal calls a piece, its box and the compiler: a new version is not the culprit."""
-    parts = [at.task.canonical.digest or at.task.name, sorted(at.task.canonical.box(at.task.box).items()),
-             at.spec.name, at.spec.version]  # fmt: skip
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @contextlib.contextmanager

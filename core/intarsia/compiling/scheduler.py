@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,22 @@ from attrs import define, field
 
 from intarsia.compiling.instances import Instance, built_for
 from intarsia.compiling.routes import fitting
-from intarsia.compiling.tasks import Journal, Outcome, PieceCache, Task, bakes, describe
+from intarsia.compiling.tasks import (
+    Journal,
+    Outcome,
+    PieceCache,
+    Task,
+    bakes,
+    describe,
+    journal_key,
+)
 from intarsia.config import ResolvedConfig
 from intarsia.errors import CacheError, CompileFailed, CompileRejected, PassError
 from intarsia.host import Host
 from intarsia.interfaces import CompileResult, CompilerSpec, PieceSignature
 from intarsia.report.events import EventStream
 from intarsia.report.records import Attempt
+from intarsia.runtime.first_call import FirstCall, crashed
 
 if TYPE_CHECKING:
     from intarsia.compiling.making import Maker
@@ -37,6 +47,8 @@ class Asking:
     signature: PieceSignature
     cached: bool
     """Whether the cache may have it: not what has no key, nor what is baked into the artifact."""
+    watch: FirstCall | None = None
+    """The first call of what it makes; None for a light compiler."""
 
 
 @define(eq=False)
@@ -81,6 +93,7 @@ class Scheduler:
         calls: how often a compiler was asked to compile.
         hits: how many tasks the cache had.
         fallbacks: how many tasks did not get the first compiler of their route.
+        crashed: what is left out because it took down a process; only this machine knows.
     """
 
     host: Host
@@ -95,6 +108,7 @@ class Scheduler:
     calls: int = 0
     hits: int = 0
     fallbacks: int = 0
+    crashed: list[str] = field(factory=list)
     _done: dict[Key, Outcome] = field(factory=dict, alias="_done")
 
     def run(self, tasks: Sequence[Task]) -> list[Outcome]:
@@ -152,7 +166,30 @@ class Scheduler:
         fitting(spec, task.piece, task.canonical, all(low == high for low, high in own.values()))
         signature = task.canonical.signature(task.box, self.host.options(spec))
         cached = self.pieces is not None and bool(task.canonical.digest) and not bakes(spec)
-        return Asking(task, spec, built_for(self.host, spec, self.device), signature, cached)
+        watch = self._watch(task, spec, signature)
+        return Asking(task, spec, built_for(self.host, spec, self.device), signature, cached, watch)
+
+    def _watch(self, task: Task, spec: CompilerSpec, signature: PieceSignature) -> FirstCall | None:
+        """Return the first call of what a compiler makes, unless that is known to take processes down.
+
+        Raises:
+            CompileFailed: it is.
+        """
+        if spec.capabilities.light:
+            return None
+        options = json.dumps(signature.options, sort_keys=True, default=str)
+        watch = FirstCall(
+            journal_key(task, spec, "call", options), f"{task.name} by {spec.name}, called",
+            self.journal,
+        )  # fmt: skip
+        crash = None if self.journal is None else self.journal.culprit(watch.key)
+        if crash is not None:
+            self.crashed.append(f"what {spec.name} made of {task.name}")
+            raise CompileFailed(
+                f"{spec.name} is not asked for {task.name}", why=crashed(crash.pid),
+                next_step="To try it again, run: intarsia cache crashes --forget", subject=task.name,
+            )  # fmt: skip
+        return watch
 
     def _find(self, work: Work, step: Callable[[str], None]) -> bool:
         """Take a piece from the cache; says whether it was there."""
@@ -200,7 +237,7 @@ class Scheduler:
         spent = time.perf_counter() - work.begun if seconds is None else seconds
         work.attempts.append(Attempt(at.spec.name, how, result.note, spent))
         baked = work.task.weights if bakes(at.spec) else None
-        work.outcome = Outcome(result, at.spec.name, at.made, tuple(work.attempts), baked)
+        work.outcome = Outcome(result, at.spec.name, at.made, tuple(work.attempts), baked, at.watch)
         self._report(work, how, step)
 
     def _report(self, work: Work, how: str, step: Callable[[str], None]) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import field, frozen
 
+from intarsia.cache.journal import Crash
 from intarsia.interfaces import Box, CompileResult, CompilerSpec, PieceSignature
 from intarsia.report.records import Attempt
+from intarsia.runtime.first_call import FirstCall
 
 if TYPE_CHECKING:  # a start whose tasks are all in the cache imports none of these
     import torch
@@ -56,6 +60,7 @@ class Outcome:
         instance: the compiler itself, for `bind`.
         attempts: everybody who was asked.
         baked: the weights that are part of what was compiled, by input index; None: they stay inputs.
+        watch: notes the first call of it in the crash journal, or None.
     """
 
     result: CompileResult
@@ -63,6 +68,7 @@ class Outcome:
     instance: Instance
     attempts: tuple[Attempt, ...]
     baked: Mapping[int, torch.Tensor] | None = field(default=None, eq=False, repr=False)
+    watch: FirstCall | None = field(default=None, eq=False, repr=False)
 
     @property
     def fell_back(self) -> bool:
@@ -95,11 +101,18 @@ class PieceCache(Protocol):
 class Journal(Protocol):
     """Notes on disk what this process is compiling, so that the next one knows what took it down."""
 
-    def running(self, key: str) -> AbstractContextManager[None]:
+    def running(self, key: str, what: str = "") -> AbstractContextManager[None]:
         """Note a key for as long as the block runs."""
 
-    def culprit(self, key: str) -> str | None:
-        """Return how a process ended that was running a key, or None where none did."""
+    def culprit(self, key: str) -> Crash | None:
+        """Return the crash of a process that was running a key, or None where there was none."""
+
+
+def journal_key(task: Task, spec: CompilerSpec, *more: str) -> str:
+    """Return what the journal calls a piece, its box and the compiler: a new version is not the culprit."""
+    parts = [task.canonical.digest or task.name, sorted(task.canonical.box(task.box).items()),
+             spec.name, spec.version, *more]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def bakes(spec: CompilerSpec) -> bool:

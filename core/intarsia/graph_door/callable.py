@@ -173,7 +173,8 @@ def restored(data: bytes) -> GraphPlan:
         kind, device = entry.meta["place"]
         _compare(entry, name, host, host.choose_platform(kind), device)
         events = EventStream(name, (host.emit,))
-        plan, _ = load_graph(bundle, name=name, host=host, device=device, events=events)
+        plan, _ = load_graph(bundle, name=name, host=host, device=device, events=events,
+                             journal=None)  # fmt: skip
     except CacheError:
         raise
     except Exception as error:  # of a plugin that is missing, or of a compiler's load

@@ -33,12 +33,14 @@ class MadeGraph:
 
     Attributes:
         packages: what a package may be made of: (callable, task, compiler).
+        crashed: what is left out because it took down a process of this machine.
     """
 
     plan: GraphPlan
     front: GraphFront
     report: Report
     packages: Sequence[tuple[Any, Task, str]]
+    crashed: Sequence[str]
 
 
 def compile_graph(
@@ -71,7 +73,8 @@ def compile_graph(
     )  # fmt: skip
     dump_compile(job.config.dump, report, [graph], [split.partition], sources)
     job.events.send("done", message=f"{report.pieces} pieces, {report.distinct} distinct")
-    return MadeGraph(plan, front, report, pipeline.packageable(parts, outcomes))
+    packages = pipeline.packageable(parts, outcomes)
+    return MadeGraph(plan, front, report, packages, scheduler.crashed)
 
 
 def _bound(

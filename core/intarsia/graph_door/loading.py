@@ -12,6 +12,7 @@ from intarsia.bundle.bundle import Bundle
 from intarsia.bundle.codec import Known, NotHere
 from intarsia.bundle.needs import ensure
 from intarsia.bundle.plans import PlanReader, PlanWriter
+from intarsia.cache.journal import Journal
 from intarsia.graph_door.front import GraphFront, GraphPlan, assemble_graph
 from intarsia.host import Host
 from intarsia.report.events import EventStream
@@ -64,12 +65,13 @@ def bundle_of_graph(
 
 
 def load_graph(
-    bundle: Bundle, *, name: str, host: Host, device: int | None, events: EventStream
-) -> tuple[GraphPlan, Mapping[int, PieceFunction]]:
+    bundle: Bundle, *, name: str, host: Host, device: int | None, events: EventStream,
+    journal: Journal | None,
+) -> tuple[GraphPlan, Mapping[int, PieceFunction]]:  # fmt: skip
     """Return the bound plans of a graph's bundle, and its pieces by number.
 
     Raises:
-        NotHere: a module or operator that it needs is not to be found.
+        NotHere: a module or operator that it needs is not to be found, or a piece took down a process.
         Whatever else a compiler's `load` raises.
     """
     data = bundle.plan
@@ -77,7 +79,9 @@ def load_graph(
     if missing:
         raise NotHere(f"it needs {missing}, which is not to be found in this process")
     front = GraphFront.from_data(data["front"])
-    reader = PlanReader(data["plans"], bundle.artifacts.__getitem__, host, device, None)
+    reader = PlanReader(
+        data["plans"], bundle.artifacts.__getitem__, host, device, None, journal=journal
+    )
     boxes = reader.boxes({"values": "always"}.get(data["check"], data["check"]), name)
     for box in boxes:
         box.bind([None] * len(front.arguments))  # weights are arguments like all others here

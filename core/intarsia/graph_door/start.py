@@ -13,9 +13,10 @@ from intarsia.bundle.keeping import tiers_of
 from intarsia.bundle.lookup import NoKey
 from intarsia.bundle.packaging import start_packages
 from intarsia.bundle.plans import PlanWriter
-from intarsia.bundle.start import cache_of, pieces_of, saving
+from intarsia.bundle.start import cache_of, pieces_of, refuse_crashed, saving
 from intarsia.cache.cache import Cache
 from intarsia.cache.entry import Entry, Unusable
+from intarsia.cache.journal import Journal
 from intarsia.cache.key import key_of
 from intarsia.errors import IntarsiaError
 from intarsia.graph_door.callable import GraphCallable, artifact_of
@@ -55,6 +56,7 @@ class _Start:
         factors: what its key is made of; empty where it has none.
         why_not: why it cannot be kept or saved, or "".
         tier: which artifacts the bundle that was found holds.
+        journal: the crash journal, or None.
     """
 
     def __init__(self, job: GraphJob) -> None:
@@ -66,6 +68,7 @@ class _Start:
         self.factors: dict[str, str] = {}
         self.why_not = ""
         self.tier: Tier = "quick"
+        self.journal: Journal | None = None
 
     def run(self) -> GraphCallable:
         made = self._run()
@@ -75,6 +78,7 @@ class _Start:
 
     def _run(self) -> GraphCallable:
         cache = cache_of(self.job)
+        self.journal = None if cache is None else cache.journal()
         with self.job.events.phase("load"):
             self._encode(with_key=cache is not None)
         if cache is None:
@@ -116,8 +120,9 @@ class _Start:
         bundle = Bundle.of(entry)
         try:
             plan, functions = load_graph(
-                bundle, name=job.name, host=job.host, device=job.place.device, events=job.events
-            )
+                bundle, name=job.name, host=job.host, device=job.place.device, events=job.events,
+                journal=self.journal,
+            )  # fmt: skip
         except NotHere as error:
             raise Unusable(str(error)) from error
         return bundle, plan, functions
@@ -155,8 +160,7 @@ class _Start:
 
         job = self.job
         pieces = None if cache is None else pieces_of(job, cache)
-        journal = None if cache is None else cache.journal()
-        made = compile_graph(job, self.graph, self.boxes, pieces, journal)
+        made = compile_graph(job, self.graph, self.boxes, pieces, self.journal)
         report, events = made.report, job.events
         made.plan.report = lambda: with_counters(report, events)
         add_report(made.plan.report)
@@ -184,6 +188,7 @@ class _Start:
         wanted = "package" in tiers_of(job) and job.config.workers != 0
         writer = PlanWriter(Known())
         try:
+            refuse_crashed(made.crashed)
             bundle = bundle_of_graph(parts, made.plan.dispatcher.boxes, made.report, writer)
         except IntarsiaError as error:
             self._tell_unkept(str(error))

@@ -14,6 +14,7 @@ from attrs import define, evolve, field, frozen
 from intarsia.errors import ContractError
 from intarsia.interfaces import Box, PieceSignature, Tier
 from intarsia.runtime.check import CheckedCallable
+from intarsia.runtime.first_call import FirstCall
 from intarsia.runtime.source import bind_code, code_of
 from intarsia.runtime.stitching import Stitching
 from intarsia.runtime.verify import Mismatch, Verified
@@ -54,6 +55,7 @@ class PieceFunction:
         needs: modules and operators that a load of the artifact requires.
         note: one line for `explain()`.
         tier: which artifact it is.
+        watch: notes its first call in the crash journal, or None.
     """
 
     callable: Forward
@@ -64,6 +66,7 @@ class PieceFunction:
     needs: tuple[str, ...] = ()
     note: str = ""
     tier: Tier = "quick"
+    watch: FirstCall | None = field(default=None, eq=False, repr=False)
 
 
 @define
@@ -225,7 +228,7 @@ class BoundBox:
             functions = self._verified(functions, self.verification)
         plain = {stitching.pieces[i]: f for i, f in functions.items()}
         fast = bind_code(code, stitching.name, {**values, **plain})
-        if self.check == "none":
+        if self.check == "none" and not any(map(self._is_watched, functions)):
             self.forward = fast
             return
         checked = {
@@ -302,7 +305,19 @@ class BoundBox:
         self.binds += 1
         return made.bind(made.callable, {i: weights[p] for i, p in piece.weights.items()})
 
-    def _checking(self, piece: PlannedPiece, function: Forward, boxed: bool) -> CheckedCallable:
+    def _is_watched(self, index: int) -> bool:
+        watch = self.functions[index].watch
+        return watch is not None and watch.is_due
+
+    def watched(self, index: int, function: Forward) -> Forward:
+        """Return what runs a piece as a callable that notes its first call, if that is still to come."""
+        watch = self.functions[index].watch
+        return watch.noting(function) if watch is not None and watch.is_due else function
+
+    def _checking(self, piece: PlannedPiece, function: Forward, boxed: bool) -> Forward:
+        function = self.watched(piece.index, function)
+        if self.check == "none":
+            return function
         return CheckedCallable(
             function, self.signature(piece),
             f"{self.name}.piece_{piece.index}", self.functions[piece.index].compiler, boxed,

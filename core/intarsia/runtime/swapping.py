@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from intarsia.report.events import EventStream
 from intarsia.runtime.bound import BoundBox, Dispatcher, PieceFunction
@@ -74,7 +74,11 @@ class Swappable:
 
 
 def _swapped(box: BoundBox, functions: Mapping[int, PieceFunction]) -> BoundBox:
-    mine = {i: functions.get(id(f.callable), f) for i, f in box.functions.items()}
+    watches = {id(f.callable): f.watch and f.watch.anew() for f in box.functions.values()}
+    mine = {
+        i: evolve(functions[old], watch=watches[old]) if (old := id(f.callable)) in functions else f
+        for i, f in box.functions.items()
+    }
     made = BoundBox(box.planned, box.plan, mine, box.check, box.name,
                     on_checked=box.on_checked, on_converted=box.on_converted)  # fmt: skip
     made.verification = box.verification

@@ -177,7 +177,9 @@ class PlanRecorder:
         """
         forwards = Forwards.of(self.box)
         names = forwards.stitching.results
-        work = forwards.work({i: unboxed(f) for i, f in self.box.bound.items()})
+        work = forwards.work(
+            {i: self.box.watched(i, unboxed(f)) for i, f in self.box.bound.items()}
+        )
         weights = tuple(w for w in self.box.weights if isinstance(w, torch.Tensor))
         recorder = Recorder(self.pool, self.on_differs, weights=weights)
         # The forward has a parameter more for each real size of a padded call.
@@ -240,7 +242,9 @@ class _Pass:
         recorder, box = self.recorder, self.recorder.box
         forwards = Forwards.of(box)
         inner = Recorder(recorder.pool, recorder.on_differs)
-        general = {p.index: unboxed(box.bound[p.index]) for p in box.plan.pieces}
+        general = {
+            p.index: box.watched(p.index, unboxed(box.bound[p.index])) for p in box.plan.pieces
+        }
         chosen, anchored = self.known.of_pieces(box.weights)
         names = forwards.stitching.results
 
