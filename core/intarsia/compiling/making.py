@@ -92,7 +92,11 @@ class Maker:
         except CompileFailed as error:
             self._tell(at, f"{error}; it is compiled in this process")
             return False
-        work.sent = self.remote.send(at.task, at.spec, data, self._settings(at))
+        try:
+            work.sent = self.remote.send(at.task, at.spec, data, self._settings(at))
+        except Exception as error:  # of the user's executor, or the workers were closed meanwhile
+            self._tell_of(self.remote, at, error)
+            return False
         return True
 
     def _settings(self, at: Asking) -> dict[str, Any]:
@@ -172,9 +176,13 @@ class Maker:
     def _raise_if_final(self, at: Asking, error: Exception) -> None:
         """Raise what a compiler did in a worker of ours; otherwise say why it is compiled here."""
         assert self.remote is not None
-        if self.remote.isolates and not isinstance(error, Unfit | NoWorker):
+        isolated = self.remote.isolates or isinstance(error, WorkerDied | WorkerTimeout)
+        if isolated and not isinstance(error, Unfit | NoWorker):
             raise error
-        what = "the workers" if self.remote.isolates else "the executor"
+        self._tell_of(self.remote, at, error)
+
+    def _tell_of(self, remote: Remote, at: Asking, error: Exception) -> None:
+        what = "the workers" if remote.isolates else "the executor"
         self._tell(at, f"{what} failed ({type(error).__name__}: {error}); compiled in this process "
                        "instead")  # fmt: skip
 

@@ -89,9 +89,10 @@ class UsersExecutor:
 
         if not can_travel(task, spec):
             return False
-        return (
-            isinstance(self.executor, ProcessPoolExecutor) or not torch_compat.holds_tracing_lock()
+        elsewhere = isinstance(self.executor, ProcessPoolExecutor) or getattr(
+            self.executor, "other_processes", False
         )
+        return elsewhere or not torch_compat.holds_tracing_lock()
 
     def send(self, task: Task, spec: CompilerSpec, data: bytes, settings: dict[str, Any]) -> Answer:
         """Have it compiled there."""
