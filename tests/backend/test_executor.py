@@ -19,6 +19,7 @@ import intarsia
 import intarsia_eager
 from intarsia.compiling.transport import make_request
 from intarsia.config import load_config
+from intarsia.executors import run_isolated
 from intarsia.host import Host
 from intarsia.interfaces import (
     Capabilities,
@@ -32,6 +33,8 @@ from intarsia.interfaces import (
 )
 from intarsia.place import device_of
 from intarsia_eager.adaptor import EagerCompiler
+from tests.faults.sabotage import compiled as sabotaged
+from tests.faults.sabotage import compilers
 
 
 class Model(torch.nn.Module):
@@ -368,3 +371,57 @@ def test_a_dead_executor_is_told_and_the_piece_compiles_here(
     assert made.report.compiled_pieces == 2
     lines = [r.getMessage() for r in caplog.records if r.name == "intarsia"]
     assert any("the executor failed" in line and "a worker died" in line for line in lines)
+
+
+class Elsewhere(ThreadPoolExecutor):
+    """Runs everything in worker processes, as an executor on other machines does."""
+
+    other_processes = True
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.sent: list[str] = []
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Run it there."""
+        self.sent.append(fn.__name__)
+        return super().submit(run_isolated, fn, *args, deadline=100, limit=1)
+
+
+def test_torch_compile_uses_an_executor_whose_work_is_in_other_processes() -> None:
+    model, x = Model(), torch.randn(3, 8)
+    options = {
+        "split_at": ["torch.sigmoid"],
+        "cache": False,
+        "compilers": ["eager"],
+        "strict": True,
+    }
+    with Elsewhere() as executor, torch.no_grad():
+        made = torch.compile(model, backend="intarsia", options={**options, "executor": executor})
+        torch.testing.assert_close(made(x), model(x))
+    assert len(executor.sent) == 2
+
+
+@pytest.mark.usefixtures("saboteur")
+def test_what_takes_down_an_isolated_process_is_not_compiled_here() -> None:
+    with Elsewhere() as executor:
+        made = sabotaged("exit", executor=executor)
+    assert compilers(made) == [["saboteur failed", "eager compiled"]]
+    (reason,) = [a.reason for a in made.report.piece_reports[0].boxes[0].attempts[:1]]
+    assert "WorkerDied" in reason
+
+
+def test_an_executor_that_takes_nothing_is_told_and_the_piece_compiles_here(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    executor = ThreadPoolExecutor(1)
+    executor.shutdown()
+    made = compiled(executor)
+    assert made.report.compiled_pieces == 2
+    lines = [r.getMessage() for r in caplog.records if r.name == "intarsia"]
+    assert any("cannot schedule new futures after shutdown" in line for line in lines)
+
+
+def test_an_isolated_function_has_a_deadline() -> None:
+    with pytest.raises(intarsia.CompileFailed, match="longer than 1 s"):
+        run_isolated(time.sleep, 600, deadline=1, name="a nap")
