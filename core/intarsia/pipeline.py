@@ -23,6 +23,7 @@ from intarsia.capture.conditions import (
 from intarsia.capture.graph import Graph, GraphInput
 from intarsia.capture.structure import Path
 from intarsia.compiling.boxes import PlannedBox, plan_boxes
+from intarsia.compiling.indexing import indexable
 from intarsia.compiling.routes import RouteChoice, choose, piece_view
 from intarsia.compiling.scheduler import Scheduler
 from intarsia.compiling.tasks import Outcome, Task, bakes
@@ -209,7 +210,11 @@ class Pipeline:
         found: list[tuple[PlannedBox, Mapping[str, int]]] = []
         for planned in plan_boxes(self.config, graph.symbols):
             found.extend(self._valid_parts(graph, planned, recapture is not None))
-        return found
+        # What was captured for itself is cut to what that graph can be indexed in, by `fitted`.
+        return [(part if fixed else self._indexable(graph, part), fixed) for part, fixed in found]
+
+    def _indexable(self, graph: Graph, planned: PlannedBox) -> PlannedBox:
+        return indexable(graph, planned, self.platform.device_type)
 
     def _valid_parts(
         self, graph: Graph, planned: PlannedBox, can_recapture: bool
@@ -241,7 +246,8 @@ class Pipeline:
             ShapeError: the box was asked for, and the graph is not valid for all of it.
         """
         broken = violations(graph, planned.box)
-        return self._narrowed(graph, planned, broken)[0][0] if broken else planned
+        fitted = self._narrowed(graph, planned, broken)[0][0] if broken else planned
+        return self._indexable(graph, fitted)
 
     def _narrowed(
         self, graph: Graph, planned: PlannedBox, broken: Sequence[Any]

@@ -438,6 +438,24 @@ def fixed_symbol(condition: Any) -> Any:
     return right if right.is_Symbol and left.is_Integer else None
 
 
+def at_most(left: Any, right: Any) -> Any:
+    """Return the condition that an expression is no larger than another."""
+    import sympy
+
+    return sympy.Le(left, right)
+
+
+def upper_bound(condition: Any) -> tuple[Any, Any] | None:
+    """Return (expression, number) of a condition that an expression is at most a number, or None."""
+    import sympy
+
+    if isinstance(condition, sympy.Ge | sympy.Le) and condition.gts.is_Integer:
+        return condition.lts, condition.gts
+    if isinstance(condition, sympy.Gt | sympy.Lt) and condition.gts.is_Integer:
+        return condition.lts, condition.gts - 1
+    return None
+
+
 def unequal(left: Any, right: Any) -> Any:
     """Return the condition that two expressions differ."""
     import sympy
@@ -1305,6 +1323,15 @@ def extern_kernel(name: str) -> Any:
     from torch._inductor.select_algorithm import extern_kernels
 
     return getattr(extern_kernels, name, None)
+
+
+def padding_notes_conditions() -> bool:
+    """Say whether Inductor, to find out if padding a matrix product pays, notes conditions on its sizes.
+
+    torch 2.11 compares sizes themselves with what the device can do, newer ones compare the example's. Such a
+    condition is about speed alone, and no box without an end keeps it.
+    """
+    return torch_version() < (2, 12)
 
 
 @functools.cache

@@ -107,6 +107,8 @@ class InductorCompiler:
         settings = dict(self.patches)
         if request.device_type == "cpu" and torch_compat.cpp_compiler_is_modern():
             settings.setdefault("cpp.vec_isa_ok", True)
+        if torch_compat.padding_notes_conditions() and _is_dynamic(request):
+            settings.setdefault("shape_padding", False)  # of no effect on the CPU
         return {**settings, **passes_for(request, settings)}
 
     def load(
@@ -156,6 +158,10 @@ class InductorCompiler:
     def supports(self, op: OpView) -> Decision:
         """Take every operation."""
         return Decision(True)
+
+
+def _is_dynamic(request: CompileRequest) -> bool:
+    return any(low != high for low, high in request.box.values())
 
 
 def shares_nothing(signature: PieceSignature) -> bool:

@@ -243,13 +243,66 @@ def test_llama_continues_with_eagers_tokens(door: str, mode: str, compiler: str)
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
 def test_compiled_for_one_device_it_runs_on_another(tmp_path: Any) -> None:
     for index in (0, 1):
-        before = torch.cuda.memory_allocated(1 - index)
-        model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.SiLU()).to(f"cuda:{index}")
-        model.requires_grad_(False)
-        x = torch.randn(4, 8, device=f"cuda:{index}")
-        compiled = intarsia.compile(model, (x,), cache=str(tmp_path), static_graph="full")
-        table = compiled.record(lambda sizes, key, x=x: ((x,), {}))
-        assert table.recordings == 1, str(table)
-        y = torch.randn(4, 8, device=f"cuda:{index}")
-        torch.testing.assert_close(compiled(y), model(y), rtol=1e-4, atol=1e-4)
-        assert torch.cuda.memory_allocated(1 - index) == before
+        compile_and_call(index, str(tmp_path))
+
+
+def compile_and_call(index: int, cache: str) -> None:
+    """Compile for one device, and see that the other is left alone."""
+    gc.collect()
+    before = torch.cuda.memory_allocated(1 - index)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.SiLU()).to(f"cuda:{index}")
+    model.requires_grad_(False)
+    x = torch.randn(4, 8, device=f"cuda:{index}")
+    compiled = intarsia.compile(model, (x,), cache=cache, static_graph="full")
+    table = compiled.record(lambda sizes, key, x=x: ((x,), {}))
+    assert table.recordings == 1, str(table)
+    y = torch.randn(4, 8, device=f"cuda:{index}")
+    torch.testing.assert_close(compiled(y), model(y), rtol=1e-4, atol=1e-4)
+    assert torch.cuda.memory_allocated(1 - index) == before
+
+
+def scaled(x: torch.Tensor) -> torch.Tensor:
+    """Bytes in, a byte for each row out."""
+    return (x * 3 + 1).amax(-1)
+
+
+@pytest.mark.parametrize("names", [{0: "rows"}, {0: "rows", 1: "columns"}])
+@pytest.mark.parametrize("artifact", ["quick", "package"])
+def test_without_boxes_inductor_serves_what_32_bits_index(
+    names: Any, artifact: str, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = torch.randint(0, 40, (30, 64), dtype=torch.uint8, device="cuda")
+    compiled = intarsia.compile(
+        scaled, (x,), dynamic={"x": names}, cache=str(tmp_path), compilers=["inductor"],
+        artifact=artifact,
+    )  # fmt: skip
+    assert [p.compiler for p in compiled.report.piece_reports] == ["inductor"]
+    for rows in (1, 7, 1000):
+        x = torch.randint(0, 40, (rows, 64), dtype=torch.uint8, device="cuda")
+        torch.testing.assert_close(compiled(x), scaled(x))
+    assert [r for r in caplog.records if r.name == "intarsia"] == []
+    large = x.new_full((1, 64), 5).expand(3 << 24, 64)
+    assert (compiled(large) == 16).all()
+    assert "outside every box and runs eagerly" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_of_odd_widths_are_compiled(dtype: torch.dtype) -> None:
+    """Inductor of torch 2.11 asks at which sizes padding pays."""
+    model = torch.nn.Linear(64, 97, device="cuda", dtype=dtype).requires_grad_(False)
+    x = torch.randn(7, 64, device="cuda", dtype=dtype)
+    compiled = intarsia.compile(
+        model, (x,), dynamic={"input": {0: "rows"}}, cache=False, compilers=["inductor"]
+    )
+    for rows in (7, 1, 3000):
+        x = torch.randn(rows, 64, device="cuda", dtype=dtype)
+        torch.testing.assert_close(compiled(x), model(x), rtol=2e-2, atol=2e-2)
+
+
+def test_without_boxes_torch_compile_serves_them_too(caplog: pytest.LogCaptureFixture) -> None:
+    options = {"cache": False, "compilers": ["inductor"]}
+    compiled = torch.compile(scaled, backend="intarsia", dynamic=True, options=options)
+    for rows in (30, 7, 1000):
+        x = torch.randint(0, 40, (rows, 64), dtype=torch.uint8, device="cuda")
+        torch.testing.assert_close(compiled(x), scaled(x))
+    assert [r for r in caplog.records if r.name == "intarsia"] == []

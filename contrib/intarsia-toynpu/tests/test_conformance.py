@@ -25,7 +25,7 @@ class TestCompiler(CompilerSuite):
     name = "toynpu"
     device = "toynpu"
     opened = {
-        "artifacts", "bfloat16", "booleans", "dynamic-shapes", "float16", "float64", "integers",
+        "artifacts", "attention", "bfloat16", "booleans", "dynamic-shapes", "float16", "float64", "integers",
         "live-weights", "overlap", "several-symbols", "strides", "views",
     }  # fmt: skip
 

@@ -28,11 +28,12 @@ def text_of(condition: Condition, graph: Graph) -> str:
 
 def violations(graph: Graph, box: Box) -> list[Condition]:
     """Return the conditions that do not hold, or cannot be shown to hold, over a whole box."""
-    ranges = _ranges(graph, box)
+    ranges = ranges_of(graph, box)
     return [c for c in graph.conditions if holds(c.expression, ranges) is not True]
 
 
-def _ranges(graph: Graph, box: Box) -> dict[Any, tuple[int, int]]:
+def ranges_of(graph: Graph, box: Box) -> dict[Any, tuple[int, int]]:
+    """Return what values a graph's symbols have in a box."""
     found: dict[Any, tuple[int, int]] = {}
     for symbol, name in graph.names.items():
         known = graph.symbols.get(name)
@@ -154,7 +155,7 @@ def _furthest(graph: Graph, condition: Condition, box: Box, name: str, start: in
 
     def works(reach: int) -> bool:
         bounds = tuple(sorted((start, start + sign * reach)))
-        return holds(condition.expression, _ranges(graph, {**box, name: bounds})) is True  # type: ignore[dict-item]
+        return holds(condition.expression, ranges_of(graph, {**box, name: bounds})) is True  # type: ignore[dict-item]
 
     whole = abs(end - start)
     if works(whole):

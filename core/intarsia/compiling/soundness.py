@@ -7,15 +7,20 @@ guards later, so they are read here: one that a size in the box breaks means tha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from attrs import evolve
 
 from intarsia import torch_compat
 from intarsia.boxes_text import describe_box
 from intarsia.capture.conditions import holds, only_about_one
-from intarsia.compiling.signature import symbols_of
+from intarsia.compiling.indexing import MOST_ELEMENTS, counts_of
+from intarsia.compiling.signature import fake_inputs, symbols_of
 from intarsia.compiling.transport import fake_mode_of
 from intarsia.errors import CompileRejected, PassError
 from intarsia.interfaces import Compiler, CompileRequest, CompileResult
+from intarsia.passes.checks import NodeFailed, values_in
 
 
 def compile_soundly(compiler: Compiler, request: CompileRequest) -> CompileResult:
@@ -25,6 +30,7 @@ def compile_soundly(compiler: Compiler, request: CompileRequest) -> CompileResul
         CompileRejected: the compiler declines the piece, or relied on sizes that the box does not keep.
         PassError: a pass spoilt the piece, and `strict` is on; whatever the compiler made of the error.
     """
+    counts = _counts(request)
     try:
         result = compiler.compile(request)
     except Exception as error:
@@ -32,7 +38,7 @@ def compile_soundly(compiler: Compiler, request: CompileRequest) -> CompileResul
         if spoilt is None or spoilt is error:
             raise
         raise spoilt from spoilt.__cause__
-    refuse_assumptions(request)
+    refuse_assumptions(request, counts)
     return evolve(result, passes=tuple(request.pass_runs))
 
 
@@ -43,11 +49,39 @@ def _pass_error(error: BaseException | None) -> PassError | None:
     return error
 
 
-def refuse_assumptions(request: CompileRequest) -> None:
+def _counts(request: CompileRequest) -> list[Any]:
+    """Return the largest counts of elements in a piece whose tensors a box alone does not bound.
+
+    Only products of several sizes are so: see `intarsia.compiling.indexing`.
+    """
+    free = [name for name, (low, high) in request.box.items() if low != high]
+    if request.device_type == "cpu" or len(free) < 2 or request.hints:
+        return []
+    _, fakes = fake_inputs(request.signature, request.device)  # symbols are equal by their names
+    try:
+        return counts_of(values_in(request.graph.graph, fakes).values())
+    except NodeFailed:
+        return []  # nothing is known, so nothing may be relied on
+
+
+def _bounded_by(condition: Any, counts: Sequence[Any]) -> bool:
+    """Say whether a condition holds wherever tensors of some counts may be."""
+    bound = torch_compat.upper_bound(condition)
+    if bound is None:
+        return False
+    expression, most = bound
+    ratios = [expression / count for count in counts]
+    return any(r.is_number and r * MOST_ELEMENTS <= most for r in ratios)
+
+
+def refuse_assumptions(request: CompileRequest, counts: Sequence[Any] = ()) -> None:
     """Refuse what a compile noted about sizes if the request's box does not keep it.
 
     With hints the box is not what decides (the front door keeps its own conditions), so that what the
     traced sizes imply is not refused.
+
+    Args:
+        counts: how many elements tensors of the piece have; none has more than `MOST_ELEMENTS` in a call.
 
     Raises:
         CompileRejected: with the condition.
@@ -61,7 +95,9 @@ def refuse_assumptions(request: CompileRequest) -> None:
         known = guard.expression.free_symbols <= set(ranges)
         if not known or only_about_one(guard.expression):
             continue
-        if holds(guard.expression, ranges) is not True:
+        if holds(guard.expression, ranges) is not True and not _bounded_by(
+            guard.expression, counts
+        ):
             text = torch_compat.readable(guard.expression, names)
             raise CompileRejected(
                 f"it relied on {text}, which does not hold everywhere in "

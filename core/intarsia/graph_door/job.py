@@ -17,6 +17,7 @@ from intarsia.capture.graph import Condition, Graph, GraphInput, Symbol
 from intarsia.capture.normalise import normalise
 from intarsia.capture.structure import Path
 from intarsia.compiling.boxes import PlannedBox, plan_boxes
+from intarsia.compiling.indexing import indexable
 from intarsia.config import ResolvedConfig
 from intarsia.host import Host
 from intarsia.interfaces import Event
@@ -159,7 +160,10 @@ class GraphJob(CompileJob):
                 box[name] = (max(low, symbol.low), min(high, top))
             hints = _sizes_that_occur(graph, box)
             if hints is not None:
-                found.setdefault(repr(box), evolve(planned, box=box, hints=hints))
+                cut = indexable(
+                    graph, evolve(planned, box=box, hints=hints), self.place.device_type
+                )
+                found.setdefault(repr(cut.box), cut)
         return list(found.values())
 
     def _for_this_graph(self, graph: Graph) -> Any:
