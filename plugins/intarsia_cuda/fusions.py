@@ -6,6 +6,7 @@ halves as slices or as chunks. Results differ from the model's own code by the r
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -91,6 +92,21 @@ def _forms(
     return forms
 
 
+def _once(make: Callable[[Mapping[str, Any]], Fusion]) -> Callable[[Mapping[str, Any]], Fusion]:
+    """Return a factory that makes a fusion once in a process.
+
+    A fusion has no options and keeps nothing of a graph, and tracing its patterns takes longer than looking for
+    them.
+    """
+    made = functools.cache(lambda: make({}))
+
+    @functools.wraps(make)
+    def factory(options: Mapping[str, Any]) -> Fusion:
+        return made()
+
+    return factory
+
+
 def _same(*sizes: Any) -> bool:
     """Say whether sizes are equal whatever their symbols are."""
     return len({str(size) for size in sizes}) == 1
@@ -151,6 +167,7 @@ def _added_before(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tu
     return _weight_before(total, weight, eps), total
 
 
+@_once
 def add_rms_norm(options: Mapping[str, Any]) -> Fusion:
     """Return the pass for a residual add and RMS norm; the sum stays a result."""
     return Fusion(
@@ -180,6 +197,7 @@ def _per_row_before(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tens
     return reference.quantised_per_row(_weight_before(x, weight, eps))
 
 
+@_once
 def rms_norm_fp8(options: Mapping[str, Any]) -> Fusion:
     """Return the pass for an RMS norm into FP8 by a given scale."""
     given = _forms(
@@ -192,6 +210,7 @@ def rms_norm_fp8(options: Mapping[str, Any]) -> Fusion:
     return Fusion(given)
 
 
+@_once
 def rms_norm_fp8_per_row(options: Mapping[str, Any]) -> Fusion:
     """Return the pass for an RMS norm into FP8 by each row's own scale."""
     own = _forms(
@@ -215,6 +234,7 @@ def _silu_second(gate: Tensor, up: Tensor) -> Tensor:
     return up * silu(gate)
 
 
+@_once
 def silu_mul(options: Mapping[str, Any]) -> Fusion:
     """Return the pass for `silu(gate) * up`."""
     return Fusion(
@@ -226,6 +246,7 @@ def silu_mul(options: Mapping[str, Any]) -> Fusion:
     )  # fmt: skip
 
 
+@_once
 def silu_mul_fp8(options: Mapping[str, Any]) -> Fusion:
     """Return the pass for `silu(gate) * up` into FP8 by a given scale."""
     given = _forms(
@@ -236,6 +257,7 @@ def silu_mul_fp8(options: Mapping[str, Any]) -> Fusion:
     return Fusion(given)
 
 
+@_once
 def silu_mul_fp8_per_row(options: Mapping[str, Any]) -> Fusion:
     """Return the pass for `silu(gate) * up` into FP8 by each row's own scale."""
     own = _forms(
@@ -305,6 +327,7 @@ def _rotates(q: Tensor, k: Tensor, cos: Tensor, width: int) -> bool:
     )  # fmt: skip
 
 
+@_once
 def rotary(options: Mapping[str, Any]) -> Fusion:
     """Return the pass for rotary embedding of q and k."""
     batched = _forms(
@@ -353,6 +376,7 @@ def _fits_normed(m: Match) -> bool:
     )
 
 
+@_once
 def qk_norm_rotary(options: Mapping[str, Any]) -> Fusion:
     """Return the pass for a norm of each head of q and k and their rotary embedding."""
     return Fusion(

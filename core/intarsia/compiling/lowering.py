@@ -79,26 +79,32 @@ def _note_skipped(request: CompileRequest, error: CompileRejected) -> None:
 def _aten(request: CompileRequest, functional: bool) -> fx.GraphModule:
     if functional and request.signature.mutated:
         raise CompileRejected("the piece writes to its inputs, so it has no functional form")
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    mode = fake_mode_of(request)
-    run: Callable[..., Any] = _run_graph(request.graph)
-    if functional:
-        run = torch.func.functionalize(run, remove="mutations")
     try:
-        with (
-            mode, torch.no_grad(), torch_compat.size_oblivious(), torch_compat.transforms_undone(),
-            torch_compat.python_dispatcher(),
-        ):  # fmt: skip
-            # Not "symbolic": that would give the fake tensors new symbols, which the sizes among the inputs
-            # know nothing of.
-            traced = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(
-                *request.fake_inputs
+        traced = _traced(_run_graph(request.graph), request)
+        if functional and any(nodes.mutated_arguments(node) for node in traced.graph.nodes):
+            # Of ATen calls, not of torch's: functionalize fixes the sizes of a linear layer's rows.
+            traced = _traced(
+                torch.func.functionalize(_run_graph(traced), remove="mutations"), request
             )
     except Exception as error:
         raise CompileRejected(f"no ATen form: {type(error).__name__}: {error}") from error
     _number_placeholders(traced)
     _run_passes(request, traced)
+    return traced
+
+
+def _traced(run: Callable[..., Any], request: CompileRequest) -> fx.GraphModule:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with (
+        fake_mode_of(request), torch.no_grad(), torch_compat.size_oblivious(),
+        torch_compat.transforms_undone(), torch_compat.python_dispatcher(),
+    ):  # fmt: skip
+        # Not "symbolic": that would give the fake tensors new symbols, which the sizes among the inputs
+        # know nothing of.
+        traced: fx.GraphModule = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(
+            *request.fake_inputs
+        )
     return traced
 
 

@@ -54,6 +54,8 @@ class Checked:
     deadline: float | None = None
     dump: str | None = None
     runs: list[PassRun] = field(factory=list)
+    _facts: tuple[str, _Facts] | None = None
+    """The graph that the last pass left, as text, and what is known of it."""
 
     def bound(self, spec: PassSpec, made: Pass) -> BoundPass:
         """Return a pass with the checks around it."""
@@ -66,15 +68,15 @@ class Checked:
             PassError: in strict mode, where it fails or leaves a graph that is another function.
         """
         before = _snapshot(graph)
-        known = self._known(graph)
+        # Running a graph on fake values takes longer than most passes, and most change nothing.
+        has_constants = any(node.op == "get_attr" for node in graph.nodes)
+        known = self._known(graph) if has_constants else None
         begun = time.perf_counter()
         try:
             with _limited(self.deadline):
                 matches = made(graph)
-            if known is None:
-                _lint(graph)
-            else:
-                known.compare(graph, self._values(graph))
+            if has_constants or not _is_same(before, graph):
+                self._compare(known or self._known(before), graph)
         except _TooLong:
             return self._failed(spec, graph, before, begun, f"it ran longer than {self.deadline} s")
         except _Wrong as error:
@@ -111,10 +113,20 @@ class Checked:
         """Return what must stay the same; None where the graph cannot be run on fake values as it is."""
         if self.fake_inputs is None:
             return None
+        if self._facts is not None and self._facts[0] == str(graph):
+            return self._facts[1]
         try:
             return _Facts.of(graph, values_in(graph, self.fake_inputs))
         except NodeFailed:
             return None
+
+    def _compare(self, known: _Facts | None, graph: fx.Graph) -> None:
+        if known is None:
+            _lint(graph)
+            return
+        now = _Facts.of(graph, self._values(graph))
+        known.compare(now, graph)
+        self._facts = (str(graph), now)
 
     def _values(self, graph: fx.Graph) -> Values:
         _lint(graph)
@@ -169,8 +181,8 @@ class _Facts:
         names = [str(n.target) for n in holes]
         return cls(names, outputs, _shares(graph, values), _writes(graph, values))
 
-    def compare(self, graph: fx.Graph, values: Values) -> None:
-        now = _Facts.of(graph, values)
+    def compare(self, now: _Facts, graph: fx.Graph) -> None:
+        """Refuse a graph whose facts differ, and name the first that does."""
         if now.inputs != self.inputs:
             raise _Wrong(
                 f"the inputs were {', '.join(self.inputs)} and are {', '.join(now.inputs)}"
@@ -227,15 +239,19 @@ def _difference(then: Any, now: Any) -> str:
         return ""
     if not isinstance(now, dict):
         return f"was a tensor and is {now}"
-    for name in ("dtype", "shape", "device", "stride"):
-        if then[name] != now[name] and not (name == "stride" and _is_dull(then)):
+    for name in ("dtype", "shape", "device"):
+        if then[name] != now[name]:
             return f"had the {name} {then[name]} and has {now[name]}"
+    if _strides_that_matter(then) != _strides_that_matter(now):
+        return f"had the stride {then['stride']} and has {now['stride']}"
     return ""
 
 
-def _is_dull(facts: Any) -> bool:
-    """Say whether no stride matters: there is no element, or one."""
-    return all(size == 1 for size in facts["shape"]) or any(size == 0 for size in facts["shape"])
+def _strides_that_matter(facts: Any) -> Any:
+    """Return the strides of dimensions of more than one element; none where there is no element at all."""
+    if facts["stride"] is None or any(size == 0 for size in facts["shape"]):
+        return None
+    return [s for size, s in zip(facts["shape"], facts["stride"], strict=True) if size != 1]
 
 
 def _writes(graph: fx.Graph, values: Values) -> list[str]:
@@ -335,6 +351,40 @@ def _snapshot(graph: fx.Graph) -> fx.Graph:
     copy = fx.Graph()
     copy.output(copy.graph_copy(graph, {})).meta = dict(graph.output_node().meta)
     return copy
+
+
+def _is_same(one: fx.Graph, other: fx.Graph) -> bool:
+    """Say whether two graphs hold the same calls in the same order."""
+    if len(one.nodes) != len(other.nodes):
+        return False
+    twins: dict[Any, fx.Node] = {}
+    for mine, theirs in zip(one.nodes, other.nodes, strict=True):
+        if mine.op != theirs.op or mine.target != theirs.target:
+            return False
+        pairs = ((mine.args, theirs.args), (mine.kwargs, theirs.kwargs))
+        if not all(_is_equal(a, b, twins) for a, b in pairs):
+            return False
+        twins[mine] = theirs
+    return True
+
+
+def _is_equal(mine: Any, theirs: Any, twins: Mapping[Any, fx.Node]) -> bool:
+    if isinstance(mine, fx.Node):
+        return twins.get(mine) is theirs
+    if type(mine) is not type(theirs):
+        return False
+    if isinstance(mine, list | tuple):
+        return len(mine) == len(theirs) and all(
+            _is_equal(a, b, twins) for a, b in zip(mine, theirs, strict=True)
+        )
+    if isinstance(mine, slice):
+        parts = ((mine.start, theirs.start), (mine.stop, theirs.stop), (mine.step, theirs.step))
+        return all(_is_equal(a, b, twins) for a, b in parts)
+    if isinstance(mine, dict):
+        return list(mine) == list(theirs) and all(
+            _is_equal(v, theirs[k], twins) for k, v in mine.items()
+        )
+    return mine is theirs or repr(mine) == repr(theirs)
 
 
 def _restore(graph: fx.Graph, before: fx.Graph) -> None:
