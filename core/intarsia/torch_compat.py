@@ -1006,12 +1006,14 @@ def inductor_compile(
     *,
     serializable: bool,
     direct: bool,
+    adjust: Callable[[torch.fx.Graph], None] = lambda graph: None,
 ) -> InductorOutcome:
     """Compile a piece with `torch._inductor.standalone_compile`.
 
     `direct` asks for the compiled graph's own call, without AOTAutograd's run-time wrappers; it is only
     given where Inductor's graph returns exactly the piece's outputs. The output nodes of `module` must
-    carry a fake tensor of `fake_mode`: that is how "from_graph" finds the mode.
+    carry a fake tensor of `fake_mode`: that is how "from_graph" finds the mode. With `direct`, `adjust` is
+    given the graph of ATen operations before code is generated, and may change it.
     """
     import torch._functorch.config
     from torch._inductor.compile_fx import compile_fx_inner
@@ -1022,6 +1024,8 @@ def inductor_compile(
     made: list[tuple[Any, tuple[int, int]]] = []
 
     def inner_compile(inner: Any, inner_inputs: Any, **keywords: Any) -> Any:
+        adjust(inner.graph)
+        inner.recompile()
         compiled = compile_fx_inner(inner, inner_inputs, **keywords)
         made.append((compiled, _counts(inner)))
         return compiled
@@ -1063,21 +1067,25 @@ def _mark_tensors(module: torch.fx.GraphModule, fake_mode: Any) -> None:
             node.args[0].meta.setdefault("example_value", stand_in)
 
 
+_ADJUSTED = "1"
+"""To be changed with what `adjust` does to a graph."""
+
+
 def _own_entries(inputs: Sequence[Any]) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which torch's caches hold nothing for a piece whose sizes are not fixed.
 
     They keep the conditions that Inductor noted on sizes only as far as a size is an input of its own, so
-    after a hit nobody would know that the result is good for some sizes alone.
+    after a hit nobody would know that the result is good for some sizes alone. With fixed sizes they hold
+    what was compiled here, and not by stock torch: its graphs were not adjusted.
     """
     import uuid
 
     import torch.compiler.config
 
     sizes = [s for value in inputs if isinstance(value, torch.Tensor) for s in value.shape]
-    if not any(isinstance(size, torch.SymInt) for size in (*inputs, *sizes)):
-        return contextlib.nullcontext()
+    is_dynamic = any(isinstance(size, torch.SymInt) for size in (*inputs, *sizes))
     settings: Any = torch.compiler.config
-    tag = f"{settings.cache_key_tag} intarsia {uuid.uuid4().hex}"
+    tag = f"{settings.cache_key_tag} intarsia {uuid.uuid4().hex if is_dynamic else _ADJUSTED}"
     patched: contextlib.AbstractContextManager[Any] = settings.patch(cache_key_tag=tag)
     return patched
 
@@ -1372,11 +1380,11 @@ def inductor_package(
     inputs: Sequence[Any],
     config_patches: Mapping[str, Any],
     folder: str,
-    inspect: Callable[[torch.fx.Graph], None],
+    adjust: Callable[[torch.fx.Graph], None],
 ) -> str:
     """Compile a piece to a shared library in a folder, and return the library's path.
 
-    `inspect` is given the graph of ATen operations before code is generated, and may raise.
+    `adjust` is given the graph of ATen operations before code is generated, may change it, and may raise.
 
     The compiler is AOTInductor's, which is given the graph as it is: `torch.export` in between would take
     neither sizes as inputs nor writes to inputs. A file of the same name that ends in ".json" lies beside
@@ -1387,7 +1395,8 @@ def inductor_package(
     from torch.fx.experimental import _config
 
     def compile_inner(inner: Any, inner_inputs: Any, **keywords: Any) -> Any:
-        inspect(inner.graph)
+        adjust(inner.graph)
+        inner.recompile()
         return compile_fx_inner(inner, inner_inputs, **keywords)
 
     fx_config: Any = _config

@@ -95,8 +95,8 @@ def _forms(
 def _once(make: Callable[[Mapping[str, Any]], Fusion]) -> Callable[[Mapping[str, Any]], Fusion]:
     """Return a factory that makes a fusion once in a process.
 
-    A fusion has no options and keeps nothing of a graph, and tracing its patterns takes longer than looking for
-    them.
+    A fusion has no options and keeps nothing of a graph, and tracing its patterns takes longer than looking
+    for them.
     """
     made = functools.cache(lambda: make({}))
 

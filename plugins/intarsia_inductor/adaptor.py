@@ -34,6 +34,7 @@ from intarsia_inductor.identity import NoIdentity, identity
 from intarsia_inductor.own_passes import passes_for
 from intarsia_inductor.package_file import is_package, load_package, packages_load_here
 from intarsia_inductor.quick import load_quick, make_quick
+from intarsia_inductor.strides import keep_strides, strides_of
 
 _process_lock = threading.Lock()
 _log = logging.getLogger("intarsia")
@@ -77,10 +78,12 @@ class InductorCompiler:
             raise CompileRejected(
                 "inputs or outputs share memory, so its partitions cannot be reached"
             )
+        wanted = strides_of(request)
         with self._cutting():
             made = torch_compat.inductor_compile(
                 module, list(request.fake_inputs), request.fake_mode, settings,
                 serializable=request.wants_artifact, direct=direct,
+                adjust=lambda graph: keep_strides(graph, wanted),
             )  # fmt: skip
         artifact = None
         if made.saved is not None:

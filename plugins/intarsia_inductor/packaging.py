@@ -29,6 +29,7 @@ from intarsia_inductor.package_file import (
 from intarsia_inductor.packaged_graph import packaged_graph
 from intarsia_inductor.probe import in_child
 from intarsia_inductor.proof import here, prove
+from intarsia_inductor.strides import keep_strides, strides_of
 
 OWN = ("aten", "prims", "higher_order", "inductor")
 """The namespaces whose operators have no effect but on their arguments."""
@@ -53,7 +54,10 @@ def make_package(
     foreign: dict[str, None] = {}
     refusals: list[CompileRejected] = []
 
-    def inspect(aten: fx.Graph) -> None:
+    wanted = strides_of(request)
+
+    def adjust(aten: fx.Graph) -> None:
+        keep_strides(aten, wanted)
         try:
             _inspect(aten, foreign)
             refuse_assumptions(request)
@@ -65,7 +69,7 @@ def make_package(
     folder = private_folder()
     try:
         library = torch_compat.inductor_package(
-            graph.module, graph.inputs, {**ours, **settings}, str(folder), inspect
+            graph.module, graph.inputs, {**ours, **settings}, str(folder), adjust
         )
         files = _files(Path(library))
     except Exception as error:

@@ -109,6 +109,48 @@ def test_every_fusion_matches_as_often_as_a_hugging_face_model_has_it(
     assert (result - eager).norm() <= (1e-5 if dtype == torch.float32 else 2e-2) * eager.norm()
 
 
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [pytest.param("Llama", "rotary", marks=pytest.mark.slow), ("Qwen3", "qk-norm-rotary")],
+)
+def test_pieces_between_attention_are_fused_at_every_batch_and_length(name: str, last: str) -> None:
+    """Also at one row and one token, where other strides than eager's mean nothing."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=8,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval().requires_grad_(False)
+    made = intarsia.compile(
+        model, kwargs={"input_ids": torch.arange(10).reshape(2, 5), "use_cache": False},
+        config=settings(split_at=["torch.nn.functional.scaled_dot_product_attention"]),
+        dynamic={"input_ids": {0: "batch", 1: "length"}},
+    )  # fmt: skip
+    assert len(made.report.boxes) == 4
+    assert matches(made) == {"add-rms-norm": {4}, "silu-mul": {2}, last: {2}}
+    for batch, length in ((2, 7), (1, 3), (3, 1), (1, 1)):
+        ids = torch.randint(64, (batch, length))
+        result, eager = (f(input_ids=ids, use_cache=False).logits for f in (made, model))
+        assert (result - eager).norm() <= 1e-5 * eager.norm()
+
+
+def rows(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer over three dimensions, and a write to a tensor of its own."""
+    y = torch.nn.functional.linear(x, weight, bias)
+    y[:, 0] = 0
+    return y.relu()
+
+
+def test_the_functional_form_of_a_linear_layer_keeps_its_rows() -> None:
+    x, weight, bias = torch.randn(5, 3, 8), torch.randn(8, 8), torch.randn(8)
+    made = intarsia.compile(rows, (x, weight, bias), config=settings(), dynamic={"x": {0: "n"}})
+    assert [b.compiler for p in made.report.piece_reports for b in p.boxes] == ["eager"]
+    for n in (5, 1, 9):
+        x = torch.randn(n, 3, 8)
+        torch.testing.assert_close(made(x, weight, bias), rows(x, weight, bias))
+
+
 def normed(x: Tensor, weight: Tensor, scale: Tensor) -> Any:
     one = reference.rms_norm_fp8(x, weight, scale, 1e-5)
     return one, reference.rms_norm_fp8_per_row(x * 2, weight, 1e-5)
