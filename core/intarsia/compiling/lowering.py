@@ -51,7 +51,12 @@ def _rewritten(request: CompileRequest) -> fx.GraphModule | None:
     if not shared.meta[_REWRITTEN]:
         return None
     graph = fx.Graph()
-    graph.output(graph.graph_copy(shared.graph, {}))
+    results: Any = graph.graph_copy(shared.graph, {})
+    graph.output(results)
+    for node in results:
+        if isinstance(node, fx.Node) and "val" in node.meta:
+            # Where Inductor of torch 2.11 looks for the fake mode of a graph.
+            node.meta["example_value"] = node.meta["val"]
     # With its nodes: a module takes over what they refer to, as constants and the branches of a cond.
     return fx.GraphModule(shared, graph)
 
@@ -124,7 +129,8 @@ def _run_passes(request: CompileRequest, module: fx.GraphModule) -> None:
     # Sizes that nobody reads any more: Inductor of torch 2.11 does not take them.
     module.graph.eliminate_dead_code(is_impure_node=_has_effects)
     module.recompile()
-    fill_in(module.graph, request.fake_inputs)
+    if module.meta[_REWRITTEN]:
+        fill_in(module.graph, request.fake_inputs)
 
 
 def _has_effects(node: fx.Node) -> bool:

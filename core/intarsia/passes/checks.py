@@ -302,7 +302,10 @@ def values_in(graph: fx.Graph, fake_inputs: Sequence[Any]) -> Values:
     holes = [n for n in graph.nodes if n.op == "placeholder"]
     mode = next((v.fake_mode for v in fake_inputs if hasattr(v, "fake_mode")), None)
     values: dict[fx.Node, Any] = {}
-    with torch_compat.size_oblivious(), mode or contextlib.nullcontext(), torch.no_grad():
+    with (
+        torch_compat.size_oblivious(), mode or contextlib.nullcontext(), torch.no_grad(),
+        torch_compat.python_dispatcher(),
+    ):  # fmt: skip
         for hole, fake in zip(holes, fake_inputs, strict=True):
             # Another tensor over the same memory: operators may change what an input looks like.
             values[hole] = fake.detach() if isinstance(fake, torch.Tensor) else fake
@@ -318,15 +321,13 @@ def values_in(graph: fx.Graph, fake_inputs: Sequence[Any]) -> Values:
 
 
 def fill_in(graph: fx.Graph, fake_inputs: Sequence[Any]) -> None:
-    """Give the nodes of a graph that have no fake value, as those that passes made, the one they have."""
-    lacking = [
-        n for n in graph.nodes if n.op not in ("placeholder", "output") and "val" not in n.meta
-    ]
-    if not lacking:
-        return
-    values = values_in(graph, fake_inputs)
-    for node in lacking:
-        node.meta["val"] = values[node]
+    """Give the nodes of a graph the fake values that they have on some inputs.
+
+    What a pass put there has none, or those of a trace of its own, whose symbols mean nothing here.
+    """
+    for node, value in values_in(graph, fake_inputs).items():
+        if node.op != "placeholder":
+            node.meta["val"] = value
 
 
 def _value(node: fx.Node, values: Values, owner: Any, mode: Any) -> Any:
