@@ -445,15 +445,36 @@ def at_most(left: Any, right: Any) -> Any:
     return sympy.Le(left, right)
 
 
-def upper_bound(condition: Any) -> tuple[Any, Any] | None:
-    """Return (expression, number) of a condition that an expression is at most a number, or None."""
+def upper_bound(condition: Any) -> tuple[Any, int] | None:
+    """Return an expression and a number: where that is no larger than this, a condition holds.
+
+    None where the condition says nothing of the kind. The expression rises with every size, so that its
+    largest value in a box is that at the box's highest sizes.
+    """
     import sympy
 
-    if isinstance(condition, sympy.Ge | sympy.Le) and condition.gts.is_Integer:
-        return condition.lts, condition.gts
-    if isinstance(condition, sympy.Gt | sympy.Lt) and condition.gts.is_Integer:
-        return condition.lts, condition.gts - 1
-    return None
+    if not isinstance(condition, sympy.Ge | sympy.Le | sympy.Gt | sympy.Lt):
+        return None
+    number, rest = condition.gts.as_coeff_Add()
+    if not number.is_Integer or not rises(condition.lts) or not rises(rest):
+        return None
+    strict = isinstance(condition, sympy.Gt | sympy.Lt)
+    return condition.lts, int(number) - int(strict)
+
+
+def rises(expression: Any) -> bool:
+    """Say whether an expression's form shows that it is never negative and never falls when sizes rise."""
+    import sympy
+    from torch.utils._sympy.functions import FloorDiv
+
+    if expression.is_Integer or expression.is_Symbol:
+        return bool(expression.is_Symbol or expression >= 0)
+    if isinstance(expression, FloorDiv):
+        base, divisor = expression.args
+        return bool(divisor.is_Integer and divisor > 0 and rises(base))
+    if isinstance(expression, sympy.Pow):
+        return bool(expression.exp.is_Integer and expression.exp > 0 and rises(expression.base))
+    return isinstance(expression, sympy.Add | sympy.Mul) and all(map(rises, expression.args))
 
 
 def unequal(left: Any, right: Any) -> Any:

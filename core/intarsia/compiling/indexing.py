@@ -7,7 +7,8 @@ elements, no artifact is called.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from intarsia.compiling.boxes import PlannedBox
 from intarsia.interfaces import Box
 from intarsia.runtime.size_test import SizeTest
 
-__all__ = ["INDEXED", "MOST_ELEMENTS", "counts_of", "indexable"]
+__all__ = ["INDEXED", "MOST_ELEMENTS", "counts_of", "follows", "indexable"]
 
 INDEXED = 2**31 - 1
 """The highest index of 32 bits."""
@@ -66,6 +67,54 @@ def counts_of(values: Iterable[Any]) -> list[Any]:
         factor, rest = count.as_coeff_Mul()
         largest[rest] = max(factor, largest.get(rest, factor))
     return [factor * rest for rest, factor in largest.items()]
+
+
+def follows(condition: Any, counts: Sequence[Any], ranges: Mapping[Any, tuple[int, int]]) -> bool:
+    """Say whether a condition holds at all sizes at which no count is above `MOST_ELEMENTS`.
+
+    Args:
+        counts: expressions over the symbols in `ranges`, as `counts_of` returns them.
+        ranges: the lowest and highest value of each symbol.
+
+    The sizes are cut into cells. Counts and conditions that rise with sizes are answered for a whole cell at
+    its corners: from the lowest sizes of all symbols but one follows how far that one reaches, and there, at
+    the highest sizes of the others, the condition has to hold.
+    """
+    bound = torch_compat.upper_bound(condition)
+    if bound is None:
+        return False
+    expression, most = bound
+    last = max(ranges, key=lambda symbol: ranges[symbol][1] - ranges[symbol][0])
+    others = [symbol for symbol in ranges if symbol is not last]
+    if len(others) > _MOST_OTHERS:
+        return False
+    value = torch_compat.as_function(expression, [*others, last])
+    per_unit = [count / last for count in counts]
+    factors = [
+        torch_compat.as_function(factor, others)
+        for factor in per_unit if last not in factor.free_symbols and torch_compat.rises(factor)
+    ]  # fmt: skip
+    lowest, highest = ranges[last]
+    for cell in itertools.product(*(_cells(*ranges[symbol]) for symbol in others)):
+        lows = [low for low, _ in cell]
+        reach = min([highest, *(MOST_ELEMENTS // max(factor(*lows), 1) for factor in factors)])
+        if reach >= lowest and value(*(high for _, high in cell), reach) > most:
+            return False
+    return True
+
+
+_MOST_OTHERS = 2
+_CELL = 1.05
+"""How much larger than its lowest size the highest size of a cell is."""
+
+
+def _cells(low: int, high: int) -> list[tuple[int, int]]:
+    found = []
+    while low <= high:
+        end = min(high, int(low * _CELL))
+        found.append((low, end))
+        low = end + 1
+    return found
 
 
 def _conditions(graph: Graph, box: Mapping[str, Any]) -> list[Condition]:

@@ -15,7 +15,7 @@ from attrs import evolve
 from intarsia import torch_compat
 from intarsia.boxes_text import describe_box
 from intarsia.capture.conditions import holds, only_about_one
-from intarsia.compiling.indexing import MOST_ELEMENTS, counts_of
+from intarsia.compiling.indexing import counts_of, follows
 from intarsia.compiling.signature import fake_inputs, symbols_of
 from intarsia.compiling.transport import fake_mode_of
 from intarsia.errors import CompileRejected, PassError
@@ -64,16 +64,6 @@ def _counts(request: CompileRequest) -> list[Any]:
         return []  # nothing is known, so nothing may be relied on
 
 
-def _bounded_by(condition: Any, counts: Sequence[Any]) -> bool:
-    """Say whether a condition holds wherever tensors of some counts may be."""
-    bound = torch_compat.upper_bound(condition)
-    if bound is None:
-        return False
-    expression, most = bound
-    ratios = [expression / count for count in counts]
-    return any(r.is_number and r * MOST_ELEMENTS <= most for r in ratios)
-
-
 def refuse_assumptions(request: CompileRequest, counts: Sequence[Any] = ()) -> None:
     """Refuse what a compile noted about sizes if the request's box does not keep it.
 
@@ -95,9 +85,9 @@ def refuse_assumptions(request: CompileRequest, counts: Sequence[Any] = ()) -> N
         known = guard.expression.free_symbols <= set(ranges)
         if not known or only_about_one(guard.expression):
             continue
-        if holds(guard.expression, ranges) is not True and not _bounded_by(
-            guard.expression, counts
-        ):
+        if holds(guard.expression, ranges) is True:
+            continue
+        if not counts or not follows(guard.expression, counts, ranges):
             text = torch_compat.readable(guard.expression, names)
             raise CompileRejected(
                 f"it relied on {text}, which does not hold everywhere in "
