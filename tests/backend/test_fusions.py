@@ -118,7 +118,7 @@ def test_pieces_between_attention_are_fused_at_every_batch_and_length(name: str,
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=8,
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, head_dim=8,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
     )  # fmt: skip
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval().requires_grad_(False)
@@ -128,7 +128,7 @@ def test_pieces_between_attention_are_fused_at_every_batch_and_length(name: str,
         dynamic={"input_ids": {0: "batch", 1: "length"}},
     )  # fmt: skip
     assert len(made.report.boxes) == 4
-    assert matches(made) == {"add-rms-norm": {4}, "silu-mul": {2}, last: {2}}
+    assert matches(made) == {"add-rms-norm": {2}, "silu-mul": {1}, last: {1}}
     for batch, length in ((2, 7), (1, 3), (3, 1), (1, 1)):
         ids = torch.randint(64, (batch, length))
         result, eager = (f(input_ids=ids, use_cache=False).logits for f in (made, model))
