@@ -70,7 +70,7 @@ def follower(tmp_path: Path) -> Follower:
 
 def test_14_lines_work_as_written(follower: Follower) -> None:
     installation, *steps = commands(FIRST)
-    assert installation == ["pip", "install", "intarsia"]
+    assert installation == ["pip", "install", "-c", "constraints.txt", "."]
     assert len(steps) == 3
     for command in steps:
         follower.follow(command)
