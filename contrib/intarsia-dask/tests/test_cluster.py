@@ -83,7 +83,7 @@ def workers(client: Client) -> list[int]:
 def test_a_cluster_compiles_for_a_fleet(
     client: Client, model: torch.nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    url = str(client.scheduler.address).replace("tcp://", "dask://")
+    url = str(client.scheduler.address).replace("tcp://", "dask-scheduler://")
     made = intarsia.compile(
         model, (torch.randn(3, 8),), dynamic={"x": {0: "n"}}, executor=DaskExecutor(client),
         cache=[str(tmp_path / "ours"), url], strict=True, **SETTINGS,
@@ -180,7 +180,7 @@ def test_a_full_scheduler_is_told_once_and_the_compile_goes_on(
         cluster, set_as_default=False
     ) as client:  # fmt: skip
         client.register_plugin(Shelf(limit=100))
-        url = cluster.scheduler_address.replace("tcp://", "dask://")
+        url = cluster.scheduler_address.replace("tcp://", "dask-scheduler://")
         made = intarsia.compile(
             model, (torch.randn(3, 8),), dynamic={"x": {0: "n"}}, cache=[str(tmp_path), url],
             **{**SETTINGS, "compilers": ["eager"]},
@@ -193,14 +193,16 @@ def test_a_scheduler_that_is_not_there_is_a_miss(
     model: torch.nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = intarsia.compile(
-        model, (torch.randn(3, 8),), dynamic={"x": {0: "n"}}, cache=[str(tmp_path), "dask://127.0.0.1:9"],
+        model, (torch.randn(3, 8),), dynamic={"x": {0: "n"}}, cache=[str(tmp_path), "dask-scheduler://127.0.0.1:9"],
         **{**SETTINGS, "compilers": ["eager"]},
     )  # fmt: skip
     check(made, model)
-    assert any("dask://127.0.0.1:9" in r.getMessage() for r in caplog.records)
+    assert any("dask-scheduler://127.0.0.1:9" in r.getMessage() for r in caplog.records)
 
 
-@pytest.mark.parametrize("url", ["dask://", "dask://host:1/path", "dask://host:1?a=b"])
+@pytest.mark.parametrize(
+    "url", ["dask-scheduler://", "dask-scheduler://host:1/path", "dask-scheduler://host:1?a=b"]
+)
 def test_a_url_that_is_more_than_a_place_is_refused(url: str) -> None:
     with pytest.raises(intarsia.ConfigError, match="not a host and a port"):
         DaskStore(url)

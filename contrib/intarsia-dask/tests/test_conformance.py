@@ -19,4 +19,4 @@ class TestDask(StoreSuite):
     def subject(cls) -> Iterator[Subject]:
         """Name the store of a scheduler of these tests."""
         with LocalCluster(n_workers=0, dashboard_address=None) as cluster:
-            yield Subject("store", cluster.scheduler_address.replace("tcp://", "dask://"))
+            yield Subject("store", cluster.scheduler_address.replace("tcp://", "dask-scheduler://"))

@@ -1,5 +1,5 @@
-"""Compiles on a Dask cluster (`intarsia_dask.executor`), and the stores "dask" and "dask+tls": a cache that
-the cluster's scheduler holds.
+"""Compiles on a Dask cluster (`intarsia_dask.executor`), and a cache that the cluster's scheduler holds: the
+stores "dask-scheduler" and "dask-scheduler+tls". fsspec has a "dask" of its own, which is the workers' files.
 
 Nothing here imports torch or Dask.
 """
@@ -15,5 +15,5 @@ def intarsia_stores() -> list[StoreSpec]:
     """Bring the stores."""
     return [
         StoreSpec(scheme=scheme, factory="intarsia_dask.store:DaskStore")
-        for scheme in ("dask", "dask+tls")
+        for scheme in ("dask-scheduler", "dask-scheduler+tls")
     ]

@@ -1,4 +1,4 @@
-"""The store "dask://host:port": a cache that the scheduler of a Dask cluster holds."""
+"""The store "dask-scheduler://host:port": a cache that the scheduler of a Dask cluster holds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from intarsia.interfaces import StoreStat
 
 __all__ = ["DaskStore"]
 
-_TRANSPORTS = {"dask": "tcp", "dask+tls": "tls"}
+_TRANSPORTS = {"dask-scheduler": "tcp", "dask-scheduler+tls": "tls"}
 _PATIENCE = 10.0
 """Seconds to wait for a scheduler, once per process."""
 
