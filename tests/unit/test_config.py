@@ -165,6 +165,12 @@ def test_variable_cannot_name_python_code_but_code_can() -> None:
     )
 
 
+@pytest.mark.parametrize("value", ["dask", 4, object()])
+def test_what_is_no_executor_is_refused(value: object) -> None:
+    with pytest.raises(ConfigError, match=r'"executor".*expected a `concurrent.futures.Executor`'):
+        load_config(environ={}, executor=value)
+
+
 def test_code_takes_functions_and_rules() -> None:
     config = load_config(environ={}, split_at=[json.dumps, "ns::op"]).config
     assert config.split_at == (json.dumps, "ns::op")

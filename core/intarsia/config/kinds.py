@@ -169,8 +169,10 @@ def _read_flag_or_path(text: str) -> Any:
     return read_names(text) if text.lstrip().startswith("[") else read_text(text)
 
 
-def _anything(value: Any, trusted: bool) -> Any:
-    return value
+def _executor(value: Any, trusted: bool) -> Any:
+    if value is None or callable(getattr(value, "submit", None)):
+        return value
+    raise Invalid
 
 
 TEXT = Kind("a string", _text, read_text)
@@ -182,7 +184,7 @@ SECONDS = Kind("a number of seconds above 0", _seconds)
 FLAG_OR_PATH = Kind(
     "true, false, a path or URL, or a list of these", _flag_or_path, _read_flag_or_path
 )
-OBJECT = Kind("a Python object", _anything, code_only=True)
+EXECUTOR = Kind("a `concurrent.futures.Executor`", _executor, code_only=True)
 
 
 def choice(*names: str) -> Kind:

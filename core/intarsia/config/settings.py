@@ -471,9 +471,9 @@ class Config(_Settings):
         kinds.PATH, None, "A folder that graphs, plans and generated code are written to.", '"dump"'
     )
     executor: Any = setting(
-        kinds.OBJECT,
+        kinds.EXECUTOR,
         None,
-        "A `concurrent.futures.Executor` that runs the compile tasks. `torch.compile` uses it where "
+        "What runs the compile tasks. `torch.compile` uses it where "
         "its work runs in other processes, which one says by an attribute `other_processes` that "
         "is true.",
     )
