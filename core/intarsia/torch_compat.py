@@ -1097,7 +1097,7 @@ def _own_entries(inputs: Sequence[Any]) -> contextlib.AbstractContextManager[Any
 
     They keep the conditions that Inductor noted on sizes only as far as a size is an input of its own, so
     after a hit nobody would know that the result is good for some sizes alone. With fixed sizes they hold
-    what was compiled here, and not by stock torch: its graphs were not adjusted.
+    what was compiled with the same adjustments, which are no part of torch's own keys.
     """
     import uuid
 

@@ -77,6 +77,18 @@ def test_a_decode_step_is_fused_at_one_row_and_many(compiler: str) -> None:
         assert (result - eager).norm() <= 2e-2 * eager.norm()
 
 
+def hugging_face(name: str, layers: int) -> torch.nn.Module:
+    """Return a small causal model of Hugging Face's with random weights."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, head_dim=8,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    made: torch.nn.Module = getattr(transformers, f"{name}ForCausalLM")(config)
+    return made.eval().requires_grad_(False)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -90,13 +102,7 @@ def test_a_decode_step_is_fused_at_one_row_and_many(compiler: str) -> None:
 def test_every_fusion_matches_as_often_as_a_hugging_face_model_has_it(
     name: str, expected: dict[str, set[int]], dtype: torch.dtype
 ) -> None:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, head_dim=8,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
-    model = getattr(transformers, f"{name}ForCausalLM")(config).eval().requires_grad_(False)
+    model = hugging_face(name, layers=3)
     model.to(dtype)
     made = intarsia.compile(
         model, kwargs={"input_ids": torch.arange(10).reshape(2, 5), "use_cache": False},
@@ -115,13 +121,7 @@ def test_every_fusion_matches_as_often_as_a_hugging_face_model_has_it(
 )
 def test_pieces_between_attention_are_fused_at_every_batch_and_length(name: str, last: str) -> None:
     """Also at one row and one token, where other strides than eager's mean nothing."""
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, head_dim=8,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
-    model = getattr(transformers, f"{name}ForCausalLM")(config).eval().requires_grad_(False)
+    model = hugging_face(name, layers=1)
     made = intarsia.compile(
         model, kwargs={"input_ids": torch.arange(10).reshape(2, 5), "use_cache": False},
         config=settings(split_at=["torch.nn.functional.scaled_dot_product_attention"]),

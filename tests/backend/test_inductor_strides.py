@@ -25,7 +25,6 @@ def keys(n: int) -> Tensor:
 @pytest.mark.parametrize("dynamic", [{}, {"keys": {2: "n"}}])
 @pytest.mark.parametrize("artifact", ["quick", pytest.param("package", marks=pytest.mark.slow)])
 def test_a_cache_that_begins_is_contiguous(dynamic: Any, artifact: str, tmp_path: Any) -> None:
-    torch.compile(cached, dynamic=False)(keys(5))  # what torch's own caches hold then is not taken
     compiled = intarsia.compile(
         cached, (keys(5),), dynamic=dynamic, compilers=["inductor"], split_at=["torch.sigmoid"],
         cache=str(tmp_path), artifact=artifact,
@@ -35,6 +34,22 @@ def test_a_cache_that_begins_is_contiguous(dynamic: Any, artifact: str, tmp_path
         for made, wanted in zip(compiled(x), cached(x), strict=True):
             torch.testing.assert_close(made, wanted)
             assert n == 1 or made.stride() == wanted.stride()
+
+
+def test_what_torch_cached_of_other_adjustments_is_not_taken(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an intarsia that adjusted nothing left it."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    with monkeypatch.context() as earlier:
+        earlier.setattr("intarsia.torch_compat._ADJUSTED", "0")
+        earlier.setattr("intarsia_inductor.adaptor.keep_strides", lambda graph, wanted: None)
+        intarsia.compile(cached, (keys(5),), compilers=["inductor"], cache=str(tmp_path / "0"))
+    compiled = intarsia.compile(
+        cached, (keys(5),), compilers=["inductor"], cache=str(tmp_path / "1")
+    )
+    x = keys(5)
+    assert [y.stride() for y in compiled(x)] == [y.stride() for y in cached(x)]
 
 
 @pytest.mark.slow

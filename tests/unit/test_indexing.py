@@ -128,6 +128,9 @@ def test_a_padded_row_follows_from_the_counts() -> None:
         if all(c.subs({b: batch, n: length}) <= MOST_ELEMENTS for c in counts):
             assert condition.subs({b: batch, n: length}) == True  # noqa: E712 (sympy's own)
     assert not follows(condition, counts[:1], ranges)
+    assert follows(sympy.Le(b * n, INDEXED), [b**2 * n, b * n], ranges)  # one is no help
+    assert follows(sympy.Le(97 * b, INDEXED), counts, ranges)  # and n is lowest
+    assert not follows(sympy.Le(sympy.Integer(3) * b, 99), counts, ranges)
     much = {b: (2, 1 << 40), n: (2, 28377)}  # padding, for short rows
     assert not follows(condition, counts[1:], much)
     assert not follows(sympy.Ge(b * n * padded, INDEXED), counts, ranges)

@@ -84,15 +84,17 @@ def follows(condition: Any, counts: Sequence[Any], ranges: Mapping[Any, tuple[in
     if bound is None:
         return False
     expression, most = bound
-    last = max(ranges, key=lambda symbol: ranges[symbol][1] - ranges[symbol][0])
-    others = [symbol for symbol in ranges if symbol is not last]
-    if len(others) > _MOST_OTHERS:
+    asked = sorted((s for s in ranges if s in expression.free_symbols), key=lambda s: ranges[s][1])
+    if not 0 < len(asked) <= _MOST_SYMBOLS:
         return False
-    value = torch_compat.as_function(expression, [*others, last])
-    per_unit = [count / last for count in counts]
+    *others, last = asked
+    # A symbol that the condition leaves out bounds least where it is lowest.
+    rest = {s: torch_compat.integer(low) for s, (low, _) in ranges.items() if s not in asked}
+    value = torch_compat.as_function(expression, asked)
+    per_unit = [count.xreplace(rest) / last for count in counts if torch_compat.rises(count)]
     factors = [
         torch_compat.as_function(factor, others)
-        for factor in per_unit if last not in factor.free_symbols and torch_compat.rises(factor)
+        for factor in per_unit if last not in factor.free_symbols
     ]  # fmt: skip
     lowest, highest = ranges[last]
     for cell in itertools.product(*(_cells(*ranges[symbol]) for symbol in others)):
@@ -103,7 +105,7 @@ def follows(condition: Any, counts: Sequence[Any], ranges: Mapping[Any, tuple[in
     return True
 
 
-_MOST_OTHERS = 2
+_MOST_SYMBOLS = 3
 _CELL = 1.05
 """How much larger than its lowest size the highest size of a cell is."""
 
@@ -154,6 +156,7 @@ def _end(test: SizeTest, low: Mapping[str, int], name: str, bounds: tuple[int, i
 
 
 def _both(test: Any, more: SizeTest | None) -> Any:
+    """Return what says whether sizes pass two tests of one graph and box, whose names are the same then."""
     if more is None or not more.sources:
         return test
     return more if test is None else SizeTest(more.names, (*test.sources, *more.sources))

@@ -11,6 +11,7 @@ from torch import fx
 
 from intarsia import torch_compat
 from intarsia.capture import nodes
+from intarsia.capture.fake_values import fill_in
 from intarsia.compiling.transport import fake_mode_of
 from intarsia.errors import CompileRejected
 from intarsia.interfaces import CompileRequest, Form, IntInfo, PassRun, TensorInfo
@@ -120,7 +121,6 @@ _REWRITTEN = "intarsia rewritten"
 def _run_passes(request: CompileRequest, module: fx.GraphModule) -> None:
     if not any(spec.stage == "piece-aten" for spec in request.passes):
         return
-    from intarsia.passes.checks import fill_in
     from intarsia.passes.running import run_request_passes
 
     before = str(module.graph)

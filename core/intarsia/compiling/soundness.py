@@ -7,20 +7,24 @@ guards later, so they are read here: one that a size in the box breaks means tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from attrs import evolve
+from torch import fx
 
 from intarsia import torch_compat
 from intarsia.boxes_text import describe_box
 from intarsia.capture.conditions import holds, only_about_one
+from intarsia.capture.fake_values import NodeFailed, values_in
 from intarsia.compiling.indexing import counts_of, follows
 from intarsia.compiling.signature import fake_inputs, symbols_of
 from intarsia.compiling.transport import fake_mode_of
 from intarsia.errors import CompileRejected, PassError
 from intarsia.interfaces import Compiler, CompileRequest, CompileResult
-from intarsia.passes.checks import NodeFailed, values_in
+
+Counts = Callable[[], Sequence[Any]]
 
 
 def compile_soundly(compiler: Compiler, request: CompileRequest) -> CompileResult:
@@ -49,29 +53,44 @@ def _pass_error(error: BaseException | None) -> PassError | None:
     return error
 
 
-def _counts(request: CompileRequest) -> list[Any]:
-    """Return the largest counts of elements in a piece whose tensors a box alone does not bound.
+def _counts(request: CompileRequest) -> Counts:
+    """Return what counts the elements of a piece's tensors as they are now, if it is asked.
 
-    Only products of several sizes are so: see `intarsia.compiling.indexing`.
+    There is nothing to count where a box bounds every tensor by itself: only products of several sizes are
+    bounded together, see `intarsia.compiling.indexing`.
     """
     free = [name for name, (low, high) in request.box.items() if low != high]
     if request.device_type == "cpu" or len(free) < 2 or request.hints:
-        return []
-    _, fakes = fake_inputs(request.signature, request.device)  # symbols are equal by their names
-    try:
-        return counts_of(values_in(request.graph.graph, fakes).values())
-    except NodeFailed:
-        return []  # nothing is known, so nothing may be relied on
+        return _nothing
+    graph = fx.Graph(owning_module=request.graph)  # the compiler may change its own
+    graph.output(graph.graph_copy(request.graph.graph, {}))
+
+    @functools.cache
+    def counts() -> Sequence[Any]:
+        _, fakes = fake_inputs(
+            request.signature, request.device
+        )  # symbols are equal by their names
+        try:
+            return counts_of(values_in(graph, fakes).values())
+        except NodeFailed:
+            return ()  # nothing is known, so nothing may be relied on
+
+    return counts
 
 
-def refuse_assumptions(request: CompileRequest, counts: Sequence[Any] = ()) -> None:
+def _nothing() -> Sequence[Any]:
+    return ()
+
+
+def refuse_assumptions(request: CompileRequest, counts: Counts = _nothing) -> None:
     """Refuse what a compile noted about sizes if the request's box does not keep it.
 
     With hints the box is not what decides (the front door keeps its own conditions), so that what the
     traced sizes imply is not refused.
 
     Args:
-        counts: how many elements tensors of the piece have; none has more than `MOST_ELEMENTS` in a call.
+        counts: returns how many elements tensors of the piece have; none has more than `MOST_ELEMENTS` in a
+            call. It is asked where the box alone does not answer.
 
     Raises:
         CompileRejected: with the condition.
@@ -87,7 +106,7 @@ def refuse_assumptions(request: CompileRequest, counts: Sequence[Any] = ()) -> N
             continue
         if holds(guard.expression, ranges) is True:
             continue
-        if not counts or not follows(guard.expression, counts, ranges):
+        if not counts() or not follows(guard.expression, counts(), ranges):
             text = torch_compat.readable(guard.expression, names)
             raise CompileRejected(
                 f"it relied on {text}, which does not hold everywhere in "

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from intarsia.capture import nodes
+from intarsia.capture.fake_values import values_in
 from intarsia.compiling.signature import fake_inputs
 from intarsia.interfaces import (
     Box,
@@ -20,7 +21,7 @@ from intarsia.interfaces import (
     PassSpec,
     Stage,
 )
-from intarsia.passes.checks import Checked, values_in
+from intarsia.passes.checks import Checked
 from intarsia.passes.manager import BuiltInManager
 from intarsia.passes.plan import built
 from intarsia.references import resolve_reference

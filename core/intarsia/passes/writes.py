@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from intarsia import torch_compat
 from intarsia.capture import nodes
 
 __all__ = ["as_values", "as_writes", "is_custom_write", "pattern_values"]
@@ -31,8 +32,8 @@ def updated(op: Any, *args: Any, **kwargs: Any) -> Any:
 
 def is_custom_write(node: fx.Node) -> bool:
     """Say whether a node calls an operator of somebody's own that writes to whole arguments."""
-    op = node.target
-    if node.op != "call_function" or not isinstance(op, torch._ops.OpOverload):
+    op: Any = node.target
+    if node.op != "call_function" or not torch_compat.is_overload(op):
         return False
     schema = op._schema
     written = nodes.mutated_arguments(node)
